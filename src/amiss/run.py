@@ -1,0 +1,30 @@
+"""`Run`: where and how a job runs. Passed in, never global."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+Progress = Callable[[str, int, int], None]
+"""Called with (stage, done, total); `total` is the same for all calls of one stage."""
+
+
+def silent(stage: str, done: int, total: int) -> None:
+    """The progress that shows nothing."""
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """Device, seed and limits of one job.
+
+    `max_memory_mib` bounds the resident memory of the process; None means no bound.
+    `partial` is where interrupted work is kept for the next call to pick up; None keeps nothing.
+    """
+
+    device: str = "cpu"
+    seed: int = 0
+    batch_size: int = 8
+    max_memory_mib: int | None = None
+    partial: Path | None = None
+    progress: Progress = silent
