@@ -1,1 +1,67 @@
-"""amiss."""
+"""amiss finds what is amiss in an image after seeing only normal ones.
+
+    import amiss
+
+    detector = amiss.PatchCore(coreset_ratio=0.01).fit("photos/good")
+    print(detector.predict("photos/new/0001.png").is_anomalous)
+
+Names are loaded when they are first used: importing the package does no work and needs no torch.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from amiss import memory, metrics
+    from amiss.data.doctor import check
+    from amiss.evaluate import Report, evaluate
+    from amiss.methods.patchcore import PatchCore
+    from amiss.run import Run
+    from amiss.runtime import load
+    from amiss.types import ImageResult, Prediction, Record
+
+__all__ = [
+    "ImageResult",
+    "PatchCore",
+    "Prediction",
+    "Record",
+    "Report",
+    "Run",
+    "check",
+    "evaluate",
+    "load",
+    "memory",
+    "metrics",
+]
+
+_PLACES = {
+    "ImageResult": "amiss.types",
+    "PatchCore": "amiss.methods.patchcore",
+    "Prediction": "amiss.types",
+    "Record": "amiss.types",
+    "Report": "amiss.evaluate",
+    "Run": "amiss.run",
+    "check": "amiss.data.doctor",
+    "evaluate": "amiss.evaluate",
+    "load": "amiss.runtime",
+}
+_MODULES = ("memory", "metrics")
+
+
+def __getattr__(name: str) -> Any:
+    if name in _MODULES:
+        return importlib.import_module(f"amiss.{name}")
+    if name not in _PLACES:
+        raise AttributeError(f"module 'amiss' has no attribute {name!r}")
+    from amiss.threads import spin_briefly
+
+    spin_briefly()
+    value = getattr(importlib.import_module(_PLACES[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -2,13 +2,38 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from amiss.types import Float32, Float64, ImageResult
+from amiss.data.geometry import Geometry, fit_frame, resize_mask
+from amiss.data.images import read_mask, stored_size
+from amiss.data.index import Dataset, index
+from amiss.data.stream import Batch, ImageStream
+from amiss.errors import DataError, ImageError, LeakageError
+from amiss.memory.plan import peak_mib
+from amiss.methods.base import Detector
+from amiss.metrics import (
+    aupro,
+    bootstrap_interval,
+    image_ap,
+    image_auroc,
+    image_f1_max,
+    pixel_ap,
+    pixel_auroc,
+    pixel_f1_max,
+    pro_curve,
+    roc_curve,
+)
+from amiss.predict import frame_rois, result
+from amiss.run import Run
+from amiss.runtime import Runtime, as_runtime
+from amiss.types import ANOMALOUS, NORMAL, Bool, Float32, Float64, ImageResult, Record
+from amiss.versions import versions
 
 
 @dataclass(slots=True)
@@ -28,6 +53,7 @@ class Judged:
     map: Float32 | None = None
     mask: Path | None = None
     crop: tuple[int, int, int, int] | None = None
+    geometry: Geometry | None = None
     nearest: dict[str, Any] | None = None
 
 
@@ -74,6 +100,33 @@ class Report:
         """(B,) 0 normal, 1 anomalous."""
         return np.array([row.label for row in self.judged], dtype=np.int64)
 
+    def describe(self) -> str:
+        """The main figures, for a person."""
+        lines = []
+        for name, value in self.metrics.items():
+            low_high = self.intervals.get(name)
+            interval = f"  [{low_high[0]:.4f}, {low_high[1]:.4f}]" if low_high else ""
+            lines.append(f"{name:<16}{value:.4f}{interval}")
+        point = self.operating_point
+        if point.get("threshold") is not None:
+            lines.append(f"threshold       {point['threshold']:.4g} ({point['policy']})")
+        if point.get("false_alarm_rate") is not None:
+            low, high = point["false_alarm_interval"]
+            lines.append(
+                f"false alarms    {point['false_alarms']} of {point['n_normal']} normal "
+                f"(expected {low:.1%} to {high:.1%})"
+            )
+        if point.get("recall") is not None:
+            lines.append(f"caught          {point['detected']} of {point['n_anomalous']} anomalous")
+            for kind, (detected, total) in point["recall_by_kind"].items():
+                lines.append(f"  {kind:<20}{detected} of {total}")
+        lines += [f"note: {note}" for note in self.notes]
+        lines.append(
+            f"{len(self.judged)} images in {self.seconds['total']:.1f} s, "
+            f"peak memory {self.peak_memory_mib:.0f} MiB"
+        )
+        return "\n".join(lines)
+
     def as_dict(self) -> dict[str, Any]:
         """The report without maps and curves, of plain Python types, for JSON."""
         return {
@@ -87,3 +140,283 @@ class Report:
             "versions": self.versions,
             "notes": self.notes,
         }
+
+
+def evaluate(
+    detector: Detector,
+    data: str | Path | Dataset | Sequence[Record],
+    *,
+    roi: str | Path | None = None,
+    run: Run | None = None,
+) -> Report:
+    """Judge the labelled test images of `data` and compute every metric that they allow.
+
+    Images whose content the detector has seen, in fitting or in setting its threshold, are left out
+    and counted in the notes. Pixel metrics are computed at the network's input size, masks resized
+    by the nearest pixel like the images; they are absent where no mask exists.
+
+    Raises:
+        DataError: no labelled test image.
+        LeakageError: the detector has seen all of them.
+    """
+    run = run or Run()
+    dataset = data if isinstance(data, Dataset) else index(data)
+    records = [r for r in dataset.test if r.label is not None]
+    if not records:
+        raise DataError(
+            f"{dataset.name} holds no labelled test image.",
+            hint="Put test images in folders named by their kind beside one named good, or give "
+            "a table with the columns path, label and split.",
+        )
+    run.say(dataset.describe())
+    runtime = as_runtime(detector)
+    started = time.perf_counter()
+    judged, rois, seen = _judge(runtime, detector, records, roi, run)
+    if not judged:
+        raise LeakageError(
+            f"All {seen} test images of {dataset.name} were seen when the detector was fitted.",
+            hint="Evaluate on images that were not in the fit.",
+        )
+    scored = time.perf_counter()
+    notes = list(dataset.notes)
+    if seen:
+        notes.append(f"{seen} test images were left out: the detector was fitted on them.")
+    metrics, intervals, curves = _image_metrics(judged, notes)
+    _pixel_metrics(judged, rois, metrics, curves, notes)
+    done = time.perf_counter()
+    calibration = runtime.calibration
+    return Report(
+        detector=_detector_facts(detector),
+        dataset={
+            "name": dataset.name,
+            "layout": dataset.layout,
+            "root": None if dataset.root is None else str(dataset.root),
+            "counts": dataset.counts(),
+            "judged": len(judged),
+            "left_out_as_seen": seen,
+        },
+        metrics=metrics,
+        intervals=intervals,
+        operating_point=_operating_point(runtime, judged),
+        judged=judged,
+        calibration_scores=np.empty(0) if calibration is None else calibration.scores,
+        curves=curves,
+        display=None if calibration is None else calibration.display,
+        seconds={
+            "total": round(done - started, 3),
+            "scoring": round(scored - started, 3),
+            "metrics": round(done - scored, 3),
+            "per_image": round((scored - started) / len(judged), 5),
+        },
+        peak_memory_mib=round(peak_mib(), 1),
+        versions=versions(),
+        notes=notes,
+    )
+
+
+def _judge(
+    runtime: Runtime,
+    detector: Detector,
+    records: Sequence[Record],
+    roi: str | Path | None,
+    run: Run,
+) -> tuple[list[Judged], list[Bool | None], int]:
+    """Judge every unseen record; the rois (h, w) of the frames and how many were seen before."""
+    trained_on = {bytes(row) for row in detector.training_digests}
+    stream = ImageStream(
+        records, size=runtime.image_size, mode=runtime.resize,
+        roi=None if roi is None else Path(roi), window=runtime.window,
+    )  # fmt: skip
+    judged: list[Judged] = []
+    rois: list[Bool | None] = []
+    seen = 0
+    for batch in stream.batches(run.batch_size):
+        fresh = [i for i, digest in enumerate(batch.digests) if digest not in trained_on]
+        seen += len(batch.digests) - len(fresh)
+        if not fresh:
+            continue
+        batch_rois = frame_rois(runtime, batch)
+        prediction = runtime(batch.images[fresh], None if batch_rois is None else batch_rois[fresh])
+        for row, i in enumerate(fresh):
+            record = records[int(batch.indices[i])]
+            frame = None if prediction.anomaly_map is None else prediction.anomaly_map[row]
+            judged.append(_judged(runtime, record, batch, i, float(prediction.score[row]), frame))
+            rois.append(None if batch_rois is None else batch_rois[i])
+        run.progress("scoring", len(judged) + seen, len(records))
+    return judged, rois, seen
+
+
+def _judged(
+    runtime: Runtime, record: Record, batch: Batch, i: int, score: float, frame: Float32 | None
+) -> Judged:
+    geometry = batch.geometries[i]
+    found = result(runtime, record.path, score, frame, geometry)
+    found.anomaly_map = None  # at the original size; the frame's map is what is kept
+    row = Judged(record.path, int(record.label or 0), record.kind, found, frame)
+    row.mask, row.crop, row.geometry = record.mask, record.crop, geometry
+    return row
+
+
+def _image_metrics(
+    judged: Sequence[Judged], notes: list[str]
+) -> tuple[dict[str, float], dict[str, tuple[float, float]], dict[str, tuple[Float64, Float64]]]:
+    scores = np.array([row.result.score for row in judged])
+    labels = np.array([row.label for row in judged])
+    if len(set(labels.tolist())) < 2:
+        kind = "normal" if labels[0] == NORMAL else "anomalous"
+        notes.append(f"All test images are {kind}: AUROC, AP and F1 do not exist.")
+        return {}, {}, {}
+    named = {"image_auroc": image_auroc, "image_ap": image_ap, "image_f1_max": image_f1_max}
+    metrics = {name: metric(scores, labels) for name, metric in named.items()}
+    intervals = {name: bootstrap_interval(name, scores, labels) for name in named}
+    return metrics, intervals, {"roc": roc_curve(scores, labels)}
+
+
+def _pixel_metrics(
+    judged: Sequence[Judged],
+    rois: Sequence[Bool | None],
+    metrics: dict[str, float],
+    curves: dict[str, tuple[Float64, Float64]],
+    notes: list[str],
+) -> None:
+    """Add the pixel metrics where masks exist; say which images they leave out."""
+    with_mask = [row for row in judged if row.label == ANOMALOUS and row.mask is not None]
+    if not with_mask or judged[0].map is None:
+        return
+    counted = [
+        (row, roi)
+        for row, roi in zip(judged, rois, strict=True)
+        if row.label == NORMAL or row.mask is not None
+    ]
+    if len(counted) < len(judged):
+        notes.append(
+            f"{len(judged) - len(counted)} anomalous images have no mask: they count in the image "
+            "metrics and not in the pixel metrics."
+        )
+    maps = [row.map for row, _ in counted if row.map is not None]
+    masks = [_mask(row) for row, _ in counted]
+    if not any(mask.any() for mask in masks):
+        notes.append("All masks are empty at the input size: pixel metrics do not exist.")
+        return
+    inside: list[Bool] | None = None
+    if any(roi is not None for _, roi in counted):
+        inside = [np.ones_like(m) if r is None else r
+                  for m, (_, r) in zip(masks, counted, strict=True)]  # fmt: skip
+    metrics["pixel_auroc"] = pixel_auroc(maps, masks, rois=inside)
+    metrics["pixel_ap"] = pixel_ap(maps, masks, rois=inside)
+    metrics["pixel_f1_max"] = pixel_f1_max(maps, masks, rois=inside)
+    metrics["aupro"] = aupro(maps, masks, rois=inside)
+    curves["pro"] = pro_curve(maps, masks, rois=inside, limit=0.3)
+
+
+def _mask(row: Judged) -> Bool:
+    """(h, w) truth of one image in the network's frame."""
+    geometry: Geometry | None = row.geometry
+    assert geometry is not None
+    if row.mask is None or row.label == NORMAL:
+        return np.zeros(geometry.size, dtype=np.bool_)
+    mask = read_mask(row.mask, crop=row.crop)
+    if mask.shape != geometry.original:
+        raise DataError(
+            f"The mask {row.mask} is {mask.shape[0]} x {mask.shape[1]} pixels, its image "
+            f"{geometry.original[0]} x {geometry.original[1]}.",
+            hint="Run `amiss check` on the data.",
+        )
+    return resize_mask(mask, geometry)
+
+
+def _operating_point(runtime: Runtime, judged: Sequence[Judged]) -> dict[str, Any]:
+    normal = [row for row in judged if row.label == NORMAL]
+    anomalous = [row for row in judged if row.label == ANOMALOUS]
+    calibration = runtime.calibration
+    if calibration is None:
+        return {"threshold": None, "n_normal": len(normal), "n_anomalous": len(anomalous)}
+    false_alarms = sum(bool(row.result.is_anomalous) for row in normal)
+    detected = sum(bool(row.result.is_anomalous) for row in anomalous)
+    by_kind: dict[str, list[int]] = {}
+    for row in anomalous:
+        counts = by_kind.setdefault(row.kind or "anomalous", [0, 0])
+        counts[0] += bool(row.result.is_anomalous)
+        counts[1] += 1
+    return {
+        "threshold": calibration.threshold,
+        "pixel_threshold": calibration.pixel_threshold,
+        "policy": calibration.policy,
+        "max_false_alarm": calibration.max_false_alarm,
+        "alpha": calibration.alpha,
+        "n_calibration": len(calibration.scores),
+        "calibration": calibration.how,
+        "false_alarm_interval": list(calibration.expected_rates(len(normal) or None)),
+        "false_alarm_rate": false_alarms / len(normal) if normal else None,
+        "false_alarms": false_alarms,
+        "n_normal": len(normal),
+        "recall": detected / len(anomalous) if anomalous else None,
+        "detected": detected,
+        "n_anomalous": len(anomalous),
+        "recall_by_kind": by_kind,
+    }
+
+
+def _detector_facts(detector: Detector) -> dict[str, Any]:
+    """What the report says about how the detector came to be, without its long lists."""
+    facts, _ = detector.artifact()
+    backbone = {k: v for k, v in facts.get("backbone", {}).items() if k not in {"steps", "outputs"}}
+    training = {k: v for k, v in detector.training_facts.items() if k != "files"}
+    return {
+        "method": detector.id,
+        "paper": detector.paper,
+        "options": detector.config.as_dict(),
+        **{k: v for k, v in facts.items() if k != "backbone"},
+        "backbone": backbone,
+        "training": training,
+    }
+
+
+def add_evidence(detector: Detector, judged: Sequence[Judged]) -> None:
+    """Name, for these images, the normal patch that the most anomalous one was compared with."""
+    from amiss.methods.base import to_tensors  # noqa: PLC0415
+
+    runtime = as_runtime(detector)
+    files = detector.training_facts.get("files", [])
+    root = Path(detector.training_facts.get("root") or "")
+    records = [Record(row.path, row.label, crop=row.crop) for row in judged]
+    stream = ImageStream(
+        records, size=runtime.image_size, mode=runtime.resize, window=runtime.window
+    )
+    for batch in stream.batches(8):
+        images, rois = to_tensors(batch.images, frame_rois(runtime, batch))
+        found = detector.evidence(images, rois)
+        if found is None:
+            return
+        for row, facts in enumerate(found):
+            nearest = _normal_patch(files[facts["image"]], root, facts["box"], runtime)
+            box = _in_pixels(facts["query_box"], batch.geometries[row])
+            judged[int(batch.indices[row])].nearest = {
+                **nearest, "query_box": box, "distance": facts["distance"]
+            }  # fmt: skip
+
+
+def _normal_patch(
+    key: str, root: Path, shares: Sequence[float], runtime: Runtime
+) -> dict[str, Any]:
+    """Path, crop and box of a patch of a training image; the box is absent if the file is gone."""
+    name, _, cut = key.partition("#")
+    path = root / name
+    crop = tuple(int(side) for side in cut.split(",")) if cut else None
+    try:
+        size = crop[2:] if crop else stored_size(path)
+    except ImageError:
+        return {"path": str(path)}
+    geometry = fit_frame((size[0], size[1]), runtime.image_size, runtime.resize)
+    return {"path": str(path), "crop": crop, "box": _in_pixels(shares, geometry)}
+
+
+def _in_pixels(shares: Sequence[float], geometry: Geometry) -> tuple[int, int, int, int]:
+    """A box in shares of the network's frame -> (top, left, bottom, right) in pixels of the
+    original."""
+    (H, W), (h, w) = geometry.original, geometry.size
+    top, left, height, width = geometry.inner
+    y = [round((share * h - top) * H / height) for share in (shares[0], shares[2])]
+    x = [round((share * w - left) * W / width) for share in (shares[1], shares[3])]
+    y0, x0 = min(max(y[0], 0), H - 1), min(max(x[0], 0), W - 1)
+    return y0, x0, min(max(y[1], y0 + 1), H), min(max(x[1], x0 + 1), W)

@@ -10,8 +10,16 @@ Progress = Callable[[str, int, int], None]
 """Called with (stage, done, total); `total` is the same for all calls of one stage."""
 
 
+Say = Callable[[str], None]
+"""Called with a sentence for the user, such as the memory that a job will take."""
+
+
 def silent(stage: str, done: int, total: int) -> None:
     """The progress that shows nothing."""
+
+
+def mute(sentence: str) -> None:
+    """Says nothing."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,3 +36,4 @@ class Run:
     max_memory_mib: int | None = None
     partial: Path | None = None
     progress: Progress = silent
+    say: Say = mute

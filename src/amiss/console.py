@@ -1,0 +1,105 @@
+"""What the command line prints: results on stdout, progress and everything said on stderr."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from amiss.errors import AmissError, OptionError
+from amiss.run import Progress, silent
+
+_UNITS = {"": 1 / (1 << 20), "B": 1 / (1 << 20), "K": 1 / 1024, "M": 1, "G": 1024, "T": 1 << 20}
+
+
+def say(sentence: str) -> None:
+    """A line for a person, on stderr."""
+    print(sentence, file=sys.stderr, flush=True)
+
+
+def print_json(value: dict[str, Any]) -> None:
+    """One JSON object on stdout; numbers that JSON does not know become null."""
+    print(json.dumps(_plain(value), indent=2, ensure_ascii=False))
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {str(k): _plain(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(v) for v in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value if isinstance(value, str | int | float | bool | None) else str(value)
+
+
+def print_error(error: AmissError, *, as_json: bool) -> None:
+    """A named error: to a person in two lines, to a program as one object."""
+    if as_json:
+        print_json({"error": type(error).__name__, "message": error.message, "hint": error.hint})
+        return
+    say(f"{type(error).__name__}: {error.message}")
+    if error.hint:
+        say(f"  {error.hint}")
+
+
+@contextmanager
+def progress_bar(quiet: bool) -> Iterator[Progress]:
+    """A bar with the time left on a terminal, one line per finished stage elsewhere."""
+    if quiet:
+        yield silent
+        return
+    if not sys.stderr.isatty():
+        yield _line_per_stage
+        return
+    from rich.console import Console  # noqa: PLC0415 - only where a bar is drawn
+    from rich.progress import (  # noqa: PLC0415
+        BarColumn,
+        MofNCompleteColumn,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
+    from rich.progress import Progress as Bars  # noqa: PLC0415
+
+    bars = Bars(
+        TextColumn("{task.description:<12}"), BarColumn(), MofNCompleteColumn(),
+        TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(),
+        console=Console(stderr=True),
+    )  # fmt: skip
+    tasks: dict[str, Any] = {}
+
+    def show(stage: str, done: int, total: int) -> None:
+        if stage not in tasks:
+            tasks[stage] = bars.add_task(stage, total=total)
+        bars.update(tasks[stage], completed=done, total=total)
+
+    with bars:
+        yield show
+
+
+def _line_per_stage(stage: str, done: int, total: int) -> None:
+    if done == total:
+        say(f"{stage}: {total} done")
+
+
+def parse_memory(text: str | None) -> int | None:
+    """ "2GiB", "1500MB", "800M" -> MiB. Decimal and binary units are read alike, as binary."""
+    if text is None:
+        return None
+    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]?)(?:i?B)?\s*", text, re.IGNORECASE)
+    mib = float(found[1]) * _UNITS[found[2].upper()] if found else 0
+    if mib < 1:
+        raise OptionError(f"max_memory={text!r} is not an amount.", hint="For example 2GiB.")
+    return int(mib)
+
+
+def parse_size(text: str) -> tuple[int, int]:
+    """ "256" -> (256, 256); "256x320" -> (256, 320), height first."""
+    found = re.fullmatch(r"(\d+)(?:[xX](\d+))?", text.strip())
+    if found is None:
+        raise OptionError(f"{text!r} is not a size.", hint="For example 256, or 256x320 (H x W).")
+    return int(found[1]), int(found[2] or found[1])

@@ -1,0 +1,116 @@
+"""`fit`: from a folder of normal images to a detector with a threshold."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from amiss.calibration import calibrate, check_rate
+from amiss.data.index import Dataset, index
+from amiss.data.stream import ImageStream
+from amiss.errors import DataError
+from amiss.methods.base import Detector, HeldOut, Normals
+from amiss.run import Run
+from amiss.types import Record
+from amiss.versions import versions
+
+
+def fit(
+    detector: Detector,
+    data: str | Path | Dataset | Sequence[Record] | Sequence[str | Path],
+    *,
+    max_false_alarm: float = 0.01,
+    roi: str | Path | None = None,
+    window: str = "percentile",
+    run: Run | None = None,
+) -> Detector:
+    """Learn from the normal training images of `data` and set the threshold from held-out ones.
+
+    Args:
+        data: a folder, a table, a known name, records or paths; see docs/data.md.
+        max_false_alarm: share of normal images that may be called anomalous, in (0, 1).
+        roi: one mask for all images, white where to look.
+        window: intensity window of images with more than 8 bits.
+
+    Raises:
+        DataError, OptionError, WeightsError, MemoryLimitError: before or while learning; the
+            detector is then as unfitted as it was.
+    """
+    run = run or Run()
+    check_rate(max_false_alarm)
+    dataset = data if isinstance(data, Dataset) else index(data)
+    records = dataset.train
+    if not records:
+        raise DataError(
+            f"{dataset.name} holds no normal image to learn from.",
+            hint="Put normal images in a folder of their own, or in one named good.",
+        )
+    run.say(dataset.describe())
+    started = time.perf_counter()
+    stream = ImageStream(
+        records, size=detector.image_size, mode=detector.config.resize,  # type: ignore[arg-type]
+        roi=None if roi is None else Path(roi), window=window,
+    )  # fmt: skip
+    images = Normals(stream)
+    held_out = detector.learn(images, run)
+    detector.eval()
+    detector.calibration = (
+        calibrate(
+            held_out.scores, held_out.map_maxima, held_out.map_medians,
+            max_false_alarm=max_false_alarm, how=held_out.how,
+        )
+        if len(held_out.scores)
+        else None
+    )  # fmt: skip
+    digests = [images.digests[i] for i in range(len(images))]
+    detector.training_digests = np.frombuffer(b"".join(digests), dtype=np.uint8).reshape(-1, 8)
+    detector.training_facts = {
+        **_data_facts(dataset, records, digests),
+        "window": window,
+        "roi": None if roi is None else Path(roi).name,
+        "seed": run.seed,
+        "least_normal": _least_normal(dataset, records, held_out),
+        "fit_seconds": round(time.perf_counter() - started, 3),
+        "versions": versions(),
+    }
+    detector.keep_roi(roi)
+    if detector.calibration is None:
+        run.say("One image cannot calibrate a threshold: scores are raw, nothing is decided.")
+    else:
+        for note in detector.calibration.notes:
+            run.say(note)
+    return detector
+
+
+def _data_facts(
+    dataset: Dataset, records: Sequence[Record], digests: Sequence[bytes]
+) -> dict[str, Any]:
+    return {
+        "name": dataset.name,
+        "layout": dataset.layout,
+        "root": str(dataset.root),
+        "n_normal": len(records),
+        "files": [dataset.key(record) for record in records],
+        "fingerprint": hashlib.sha256(b"".join(sorted(digests))).hexdigest(),
+        "notes": list(dataset.notes),
+    }
+
+
+def _least_normal(
+    dataset: Dataset, records: Sequence[Record], held_out: HeldOut
+) -> list[dict[str, Any]]:
+    """The ten training normals with the highest held-out scores: where to look for dirt."""
+    ranked = np.argsort(-held_out.scores)[:10]
+    return [
+        {
+            "file": dataset.key(records[int(held_out.indices[i])]),
+            "score": float(held_out.scores[i]),
+            "rank": rank,
+        }
+        for rank, i in enumerate(ranked, 1)
+    ]

@@ -1,0 +1,42 @@
+"""The registry: every method by its id. A literal table, so that listing methods imports nothing."""
+
+from __future__ import annotations
+
+import importlib
+from difflib import get_close_matches
+from typing import TYPE_CHECKING
+
+from amiss.errors import MissingDependencyError, OptionError
+
+if TYPE_CHECKING:
+    from amiss.methods.base import Detector
+
+METHODS = {
+    "patchcore": "amiss.methods.patchcore:PatchCore",
+}
+
+
+def method_class(method: str) -> type[Detector]:
+    """The class of a method id.
+
+    Raises:
+        OptionError: no such id; names the closest.
+        MissingDependencyError: torch or another training library is not installed.
+    """
+    if method not in METHODS:
+        near = get_close_matches(method, METHODS, n=1)
+        raise OptionError(
+            f"There is no method {method!r}.",
+            hint=(f"Did you mean {near[0]}? " if near else "") + f"Methods: {', '.join(METHODS)}.",
+        )
+    module, name = METHODS[method].split(":")
+    try:
+        found: type[Detector] = getattr(importlib.import_module(module), name)
+    except ModuleNotFoundError as error:
+        if error.name and error.name.startswith("amiss"):
+            raise
+        raise MissingDependencyError(
+            f"The method {method} needs {error.name}, which is not installed.",
+            hint="pip install 'amiss[train]'",
+        ) from error
+    return found

@@ -1,0 +1,244 @@
+"""`Detector`: what every method is, and `Normals`, what it learns from."""
+
+from __future__ import annotations
+
+import dataclasses
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Self
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from amiss.data.geometry import fit_frame, resize_mask
+from amiss.data.images import read_mask
+from amiss.data.stream import Batch, ImageStream
+from amiss.errors import NotFittedError
+from amiss.methods.options import Config
+from amiss.nn.parallel import ImageWorkers
+from amiss.run import Run
+from amiss.types import Float64, ImageResult, Int64, Prediction, Record, UInt8
+
+if TYPE_CHECKING:
+    from amiss.calibration import Calibration
+
+
+class HeldOut(NamedTuple):
+    """Raw scores of normal images by a model that had not seen them, in the order of `indices`.
+
+    `scores` (n,) float64; `map_maxima` (n,) float64, the largest map value of each image inside its
+    region of interest, and `map_medians` (n,), the middle one; both None for methods that do not
+    localize. `how` says in words where the scores come from.
+    """
+
+    indices: Int64
+    scores: Float64
+    map_maxima: Float64 | None
+    map_medians: Float64 | None
+    how: str
+
+
+class Normals:
+    """The normal images that a method learns from; remembers the digest of each it has read."""
+
+    def __init__(self, stream: ImageStream) -> None:
+        self.stream = stream
+        self.digests: dict[int, bytes] = {}
+
+    def __len__(self) -> int:
+        return len(self.stream)
+
+    def batches(self, batch_size: int) -> Iterator[Batch]:
+        """One pass over all images, in order."""
+        return self.only(np.arange(len(self)), batch_size)
+
+    def only(self, indices: Int64, batch_size: int) -> Iterator[Batch]:
+        """One pass over some images; `Batch.indices` count in the whole set."""
+        records = [self.stream.records[i] for i in indices]
+        stream = dataclasses.replace(self.stream, records=records)
+        for batch in stream.batches(batch_size):
+            batch.indices = indices[batch.indices]
+            self.digests.update(zip(batch.indices.tolist(), batch.digests, strict=True))
+            yield batch
+
+
+class Detector(nn.Module, ABC):
+    """Base of every method. Below it no class inherits from another method.
+
+    A subclass stores its options in a frozen `Config`, learns in `learn`, scores in `forward`, and
+    says what to store in `artifact` and how to come back in `restore`.
+    """
+
+    id: ClassVar[str]
+    paper: ClassVar[str]
+    localizes: ClassVar[bool]
+    exportable: ClassVar[bool | str]  # True, or the reason why not
+    learns_from_anomalies: ClassVar[bool]
+    config_type: ClassVar[type[Config]]
+
+    def __init__(self, config: Config) -> None:
+        super().__init__()
+        self.config = config
+        self.calibration: Calibration | None = None
+        self.training_facts: dict[str, Any] = {}  # what it was fitted on, for the manifest
+        self.training_digests: UInt8 = np.empty((0, 8), dtype=np.uint8)
+        self.metrics: dict[str, float] = {}  # of the last evaluation that was stored
+        self.roi: Tensor | None = None  # (h, w) bool, the one mask given at fit
+
+    # --- what a method writes ----------------------------------------------------------------
+
+    @abstractmethod
+    def learn(self, images: Normals, run: Run) -> HeldOut:
+        """Learn from normal images; return what held-out normals score.
+
+        A second call forgets the first.
+        """
+
+    @abstractmethod
+    def forward(self, images: Tensor, roi: Tensor | None = None) -> Prediction[Tensor]:
+        """Score images.
+
+        images: (B, 3, H, W) uint8 RGB at the input size. roi: (B, H, W) bool, True where to look,
+        or None for everywhere. Scores do not depend on the other images of the batch.
+        """
+
+    @property
+    @abstractmethod
+    def is_fitted(self) -> bool:
+        """Whether `forward` may be called."""
+
+    @abstractmethod
+    def artifact(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
+        """(facts of JSON types, tensors) that `restore` needs, and nothing else."""
+
+    @abstractmethod
+    def restore(self, facts: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
+        """Become what `artifact` described; raises KeyError where something is missing."""
+
+    def evidence(self, images: Tensor, roi: Tensor | None = None) -> list[dict[str, Any]] | None:
+        """Per image, which normal patch the most anomalous one was compared with; None where the
+        method has no such thing. Keys: `image` (number of the training image), `box` (top, left,
+        bottom, right as shares of its height and width), `distance`."""
+        return None
+
+    # --- what a user calls -------------------------------------------------------------------
+    # These four are doors to functions that stand above the methods, hence the late imports.
+
+    def fit(
+        self,
+        data: str | Path | Sequence[Record] | Sequence[str | Path],
+        *,
+        max_false_alarm: float = 0.01,
+        roi: str | Path | None = None,
+        window: str = "percentile",
+        run: Run | None = None,
+    ) -> Self:
+        """Learn from the normal images of `data` and set the threshold; see `amiss.fit.fit`."""
+        from amiss.fit import fit  # noqa: PLC0415
+
+        fit(self, data, max_false_alarm=max_false_alarm, roi=roi, window=window, run=run)
+        return self
+
+    def predict(self, images: Any) -> ImageResult | list[ImageResult]:
+        """Judge a path, a uint8 array, or a list of these; see `amiss.predict.predict`."""
+        from amiss.predict import predict  # noqa: PLC0415
+
+        return predict(self, images)
+
+    def save(self, path: str | Path) -> Path:
+        """Write the one-file artifact; see `amiss.artifact.save`."""
+        from amiss.artifact import save  # noqa: PLC0415
+
+        return save(self, path)
+
+    # --- shared by all -----------------------------------------------------------------------
+
+    @property
+    def image_size(self) -> tuple[int, int]:
+        """(height, width) that images are brought to."""
+        return self.config.image_size
+
+    def keep_roi(self, path: str | Path | None) -> None:
+        """Keep the one mask of a fit, in the frame of the network, for every later image."""
+        self.roi = None
+        if path is not None:
+            mask = read_mask(path)
+            height, width = mask.shape
+            mode = "letterbox" if self.config.resize == "letterbox" else "squash"
+            geometry = fit_frame((height, width), self.image_size, mode)
+            self.roi = torch.from_numpy(resize_mask(mask, geometry).copy())
+
+    def require_fitted(self) -> None:
+        """Raise NotFittedError unless fitted."""
+        if not self.is_fitted:
+            raise NotFittedError(
+                f"This {type(self).__name__} has not learned anything yet.",
+                hint="Call fit(folder) first, or amiss.load(file).",
+            )
+
+
+def to_tensors(batch_images: UInt8, rois: Any | None) -> tuple[Tensor, Tensor | None]:
+    """(B, H, W, 3) uint8 array -> (B, 3, H, W) view of it, channels last; rois alike."""
+    images = torch.from_numpy(batch_images).permute(0, 3, 1, 2)
+    return images, None if rois is None else torch.from_numpy(rois)
+
+
+def score_held_out(
+    detector: Detector, images: Normals, indices: Int64, run: Run, how: str
+) -> HeldOut:
+    """`forward` over normals that `detector` has not learned from."""
+    scores: list[float] = []
+    maxima: list[float] = []
+    medians: list[float] = []
+    order: list[int] = []
+    for batch in images.only(indices, run.batch_size):
+        with ImageWorkers() as workers:
+            for score, maps, roi in predict_batch(detector, batch, workers):
+                scores.append(float(score))
+                if maps is not None:
+                    peak, middle = map_statistics(maps, roi)
+                    maxima.append(float(peak))
+                    medians.append(float(middle))
+        order.extend(batch.indices.tolist())
+        run.progress("calibration", len(order), len(indices))
+    return HeldOut(
+        np.array(order, dtype=np.int64),
+        np.array(scores),
+        np.array(maxima) if maxima else None,
+        np.array(medians) if medians else None,
+        how,
+    )
+
+
+def predict_batch(
+    detector: Detector, batch: Batch, workers: ImageWorkers
+) -> list[tuple[Tensor, Tensor | None, Tensor | None]]:
+    """(score (1,), map (1, H, W) or None, roi (1, H, W) or None) of each image of a batch."""
+    x, rois = to_tensors(batch.images, batch.rois)
+
+    def judge(i: int) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        roi = None if rois is None else rois[i : i + 1]
+        return *detector(x[i : i + 1], roi), roi
+
+    return workers.map(judge, range(len(x)))
+
+
+def map_statistics(maps: Tensor, roi: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Largest and median value of each map (B, H, W) inside its region of interest: (B,), (B,)."""
+    if roi is None:
+        flat = maps.flatten(1)
+        return flat.amax(1), flat.median(1).values
+    inside = [m[r] for m, r in zip(maps, roi, strict=True)]
+    return torch.stack([m.max() for m in inside]), torch.stack([m.median() for m in inside])
+
+
+def fold_numbers(n: int, folds: int, seed: int) -> Int64:
+    """(n,) int64: the fold of each image, of near equal sizes, drawn at random.
+
+    `folds` 0 takes n folds up to 20 images, ten up to 100, else five: with few images each of them
+    weighs more, and a fold costs less.
+    """
+    wanted = folds or (n if n <= 20 else 10 if n <= 100 else 5)
+    return np.random.default_rng(seed).permutation(np.arange(n) % min(wanted, n))

@@ -1,0 +1,456 @@
+"""PatchCore: the distance of each patch to a coreset of normal patches.
+
+Roth, Pemula, Zepeda, Schölkopf, Brox, Gehler, "Towards Total Recall in Industrial Anomaly
+Detection", CVPR 2022, arXiv 2106.08265. What the paper leaves open, and where the authors' code
+differs, is listed in docs/methods/patchcore.md; each difference is an option here.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from amiss.errors import DataError, OptionError
+from amiss.memory.bank import MemoryBank
+from amiss.memory.buffer import CoresetBuffer
+from amiss.memory.coreset import (
+    Coreset,
+    covering_radius,
+    greedy_coreset,
+    random_coreset,
+    random_projection,
+)
+from amiss.memory.neighbors import distances_to
+from amiss.memory.plan import MemoryPlan, plan_memory
+from amiss.methods.base import (
+    Detector,
+    HeldOut,
+    Normals,
+    fold_numbers,
+    map_statistics,
+    score_held_out,
+    to_tensors,
+)
+from amiss.methods.options import Config, option
+from amiss.nn.backbone import DEFAULT_BACKBONE, FeatureExtractor
+from amiss.nn.blur import MapUpsampler
+from amiss.nn.parallel import ImageWorkers
+from amiss.nn.patches import embed_adaptive, embed_concat
+from amiss.run import Run, silent
+from amiss.types import Bool, Int64, Prediction, UInt8
+
+
+@dataclass(frozen=True, kw_only=True)
+class PatchCoreConfig(Config):
+    """Options of PatchCore."""
+
+    backbone: str = option(DEFAULT_BACKBONE, "timm name of the network", paper="wide_resnet50_2")
+    layers: tuple[str, ...] = option(
+        ("8", "16"), "strides or module names, shallow first", paper="layer2, layer3"
+    )
+    weights: str = option("auto", "auto, hub, random, or a path to a weights file")
+    normalization: str = option(
+        "weights",
+        "input statistics: those the weights were trained with, or ImageNet's",
+        choices=("weights", "imagenet"),
+    )
+    embedding: str = option(
+        "concat",
+        "concat: 3x3 mean, bilinear, concatenate; adaptive: the authors' two-step pooling",
+        choices=("concat", "adaptive"),
+        paper="adaptive average pooling to a preset dimension",
+    )
+    neighborhood: int = option(
+        3, "side p of the patch neighbourhood, odd", low=1, high=31, paper="3"
+    )
+    stride: int = option(1, "stride s of the patch grid", low=1, high=32, paper="1")
+    layer_dim: int = option(
+        1024, "adaptive: dimension of each layer before merging", low=1, high=65536
+    )
+    target_dim: int = option(1024, "adaptive: dimension of the embedding", low=1, high=65536)
+    coreset_ratio: float = option(
+        0.01, "share of the patches kept in the bank", low=1e-6, high=1, paper="0.25, 0.1, 0.01"
+    )
+    coreset_size: int | None = option(
+        None, "number of patches kept, instead of the share", low=1, high=10_000_000
+    )
+    coreset: str = option(
+        "greedy", "greedy k-centre, or random as a baseline", choices=("greedy", "random")
+    )
+    projection_dim: int = option(
+        0, "choose the coreset in a random projection to this dimension; 0: in the full space",
+        low=0, high=65536, paper="a random projection, dimension not stated",
+    )  # fmt: skip
+    num_neighbors: int = option(
+        9, "b: bank neighbours in the image score's re-weighting; 1 turns it off",
+        low=1, high=1000, paper="not stated",
+    )  # fmt: skip
+    distance: str = option(
+        "euclidean",
+        "euclidean, or squared as in the authors' code",
+        choices=("euclidean", "squared"),
+        paper="euclidean",
+    )
+    blur_sigma: float = option(
+        4.0, "Gaussian blur of the map, in pixels of the input", low=0, high=64, paper="4"
+    )
+    folds: int = option(
+        0, "folds of the cross-conformal calibration; 0: by the number of images", low=0, high=1000
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.neighborhood % 2 == 0:
+            raise OptionError(
+                f"neighborhood={self.neighborhood} has no centre cell.", hint="Use an odd number."
+            )
+
+
+class PatchCore(Detector):
+    """PatchCore: locally aware patch features, greedy k-centre coreset, nearest-neighbour scores.
+
+    Options as in `PatchCoreConfig`, same names and defaults.
+    """
+
+    id: ClassVar[str] = "patchcore"
+    paper: ClassVar[str] = "Roth et al., CVPR 2022, arXiv 2106.08265"
+    localizes: ClassVar[bool] = True
+    exportable: ClassVar[bool | str] = True
+    learns_from_anomalies: ClassVar[bool] = False
+    config_type: ClassVar[type[Config]] = PatchCoreConfig
+    config: PatchCoreConfig
+
+    def __init__(  # noqa: PLR0913 - one keyword per option, so that a typo is a TypeError
+        self,
+        *,
+        image_size: tuple[int, int] = PatchCoreConfig.image_size,
+        resize: str = PatchCoreConfig.resize,
+        backbone: str = PatchCoreConfig.backbone,
+        layers: tuple[str, ...] = PatchCoreConfig.layers,
+        weights: str = PatchCoreConfig.weights,
+        normalization: str = PatchCoreConfig.normalization,
+        embedding: str = PatchCoreConfig.embedding,
+        neighborhood: int = PatchCoreConfig.neighborhood,
+        stride: int = PatchCoreConfig.stride,
+        layer_dim: int = PatchCoreConfig.layer_dim,
+        target_dim: int = PatchCoreConfig.target_dim,
+        coreset_ratio: float = PatchCoreConfig.coreset_ratio,
+        coreset_size: int | None = PatchCoreConfig.coreset_size,
+        coreset: str = PatchCoreConfig.coreset,
+        projection_dim: int = PatchCoreConfig.projection_dim,
+        num_neighbors: int = PatchCoreConfig.num_neighbors,
+        distance: str = PatchCoreConfig.distance,
+        blur_sigma: float = PatchCoreConfig.blur_sigma,
+        folds: int = PatchCoreConfig.folds,
+    ) -> None:
+        options = dict(locals())
+        options.pop("self")
+        options.pop("__class__")
+        super().__init__(PatchCoreConfig(**options))
+        self.extractor: FeatureExtractor | None = None
+        self.bank: MemoryBank | None = None
+        self.facts: dict[str, Any] = {}
+        self._grid_size: tuple[int, int, int] | None = None
+        self._map_upsampler: MapUpsampler | None = None
+
+    # --- learning --------------------------------------------------------------------------
+
+    def learn(self, images: Normals, run: Run) -> HeldOut:
+        cfg = self.config
+        self.bank = self._grid_size = self._map_upsampler = None
+        self.extractor = FeatureExtractor(
+            cfg.backbone, cfg.layers, weights=cfg.weights,
+            normalization=cfg.normalization, seed=run.seed,
+        )  # fmt: skip
+        dim, height, width = self._grid()
+        per_image = height * width
+        rows = len(images) * per_image
+        plan = plan_memory(rows, dim, self._size(rows), limit_mib=run.max_memory_mib)
+        run.say(plan.describe())
+        if plan.chunk_rows is not None:
+            return self._learn_stream(images, run, plan)
+        embeddings = torch.empty(len(images), per_image, dim)
+        rois = _Rois(len(images), self.image_size)
+        for indices, patches, roi in self._embed(images, np.arange(len(images)), run):
+            embeddings[torch.from_numpy(indices)] = patches
+            rois.put(indices, roi)
+        inside = rois.cells((height, width))
+        self._remember(embeddings.flatten(0, 1), inside.reshape(-1), run)
+        return self._cross_conformal(embeddings, inside, rois, run)
+
+    def _embed(
+        self, images: Normals, indices: Int64, run: Run
+    ) -> Iterator[tuple[Int64, Tensor, Tensor | None]]:
+        """Batches of (numbers of the images, patches (B, P, D), rois (B, H, W) or None)."""
+        done = 0
+        with ImageWorkers() as workers:
+            for batch in images.only(indices, run.batch_size):
+                x, roi = to_tensors(batch.images, batch.rois)
+                embedding = torch.cat(workers.map(self._embedding, x.split(1)))  # (B, D, h, w)
+                done += len(batch.indices)
+                run.progress("features", done, len(indices))
+                yield batch.indices, embedding.flatten(2).transpose(1, 2), roi
+
+    def _remember(self, flat: Tensor, inside: Bool, run: Run) -> None:
+        """Choose the bank among all patches (n * P, D) that lie inside."""
+        chosen = self._choose(flat, inside, run)
+        picks = torch.from_numpy(chosen.indices)
+        self._set_bank(flat[picks], self._origin(picks), int(inside.sum()), chosen.radius)
+
+    def _set_bank(self, rows: Tensor, origin: Tensor, seen: int, radius: float) -> None:
+        self.bank = MemoryBank(rows, num_neighbors=self.config.num_neighbors, origin=origin)
+        self.facts = {"patches_seen": seen, "bank_rows": len(rows), "covering_radius": radius}
+
+    def _choose(self, flat: Tensor, inside: Bool, run: Run) -> Coreset:
+        cfg = self.config
+        if not inside.any():
+            raise DataError("The region of interest leaves no patch to learn from.")
+        size = self._size(int(inside.sum()))
+        allowed = None if inside.all() else inside
+        if cfg.coreset == "random":
+            return random_coreset(flat, size, seed=run.seed, allowed=allowed)
+        start = int(np.random.default_rng(run.seed).choice(np.flatnonzero(inside)))
+        if not cfg.projection_dim:
+            return greedy_coreset(flat, size, start=start, allowed=allowed, progress=run.progress)
+        projected = random_projection(flat, cfg.projection_dim, seed=run.seed)
+        chosen = greedy_coreset(
+            projected, size, start=start, allowed=allowed, progress=run.progress
+        )
+        return Coreset(chosen.indices, covering_radius(flat, chosen.indices, allowed=allowed))
+
+    def _cross_conformal(self, embeddings: Tensor, inside: Bool, rois: _Rois, run: Run) -> HeldOut:
+        """Score every image with a bank built from the other folds, so that none is wasted.
+
+        The embeddings are at hand: a fold costs one selection and its own distances.
+        """
+        n = len(embeddings)
+        fold = fold_numbers(n, self.config.folds, run.seed)
+        n_folds = int(fold.max()) + 1 if n > 1 else 0
+        scores, maxima, medians = torch.zeros(n), torch.zeros(n), torch.zeros(n)
+        flat = embeddings.flatten(0, 1)
+        quiet = dataclasses.replace(run, progress=silent)
+        for number in range(n_folds):
+            others = inside & (fold != number)[:, None]
+            picks = torch.from_numpy(self._choose(flat, others.reshape(-1), quiet).indices)
+            bank = MemoryBank(
+                flat[picks], num_neighbors=self.config.num_neighbors, origin=self._origin(picks)
+            )
+
+            def judge(i: int, bank: MemoryBank = bank) -> tuple[Tensor, Tensor, Tensor]:
+                roi = rois.get(i)
+                prediction = self._score(bank, embeddings[i : i + 1], roi)
+                assert prediction.anomaly_map is not None
+                return prediction.score, *map_statistics(prediction.anomaly_map, roi)
+
+            mine = np.flatnonzero(fold == number)
+            with ImageWorkers() as workers:
+                judged = workers.map(judge, mine)
+            for i, (score, peak, middle) in zip(mine, judged, strict=True):
+                scores[i], maxima[i], medians[i] = score, peak, middle
+            run.progress("calibration", number + 1, n_folds)
+        order = np.arange(n if n_folds else 0)
+        values = [t[order].double().numpy() for t in (scores, maxima, medians)]
+        how = f"cross-conformal over {n_folds} folds of {n} normal images"
+        return HeldOut(order, values[0], values[1], values[2], how)
+
+    def _learn_stream(self, images: Normals, run: Run, plan: MemoryPlan) -> HeldOut:
+        """Reduce the embeddings as they come; calibrate on a fifth of the images, held out."""
+        assert plan.chunk_rows is not None
+        n = len(images)
+        held_out = np.sort(np.random.default_rng(run.seed).permutation(n)[: n // 5])
+        learned = np.setdiff1d(np.arange(n), held_out)
+        dim, height, width = self._grid()
+        buffer = CoresetBuffer(dim, chunk_rows=plan.chunk_rows, keep=plan.keep)
+        cell = torch.cartesian_prod(torch.arange(height), torch.arange(width)).to(torch.int32)
+        for indices, patches, roi in self._embed(images, learned, run):
+            cells = None if roi is None else self._cells(roi, (height, width))
+            for row, i in enumerate(indices):
+                image = torch.full((len(cell), 1), int(i), dtype=torch.int32)
+                origin = torch.cat([image, cell], dim=1)
+                kept = slice(None) if cells is None else cells[row]
+                buffer.add(patches[row][kept], origin[kept])
+        seen = buffer.rows_seen
+        rows, origin, radius = buffer.finish(self._size(seen), progress=run.progress)
+        self._set_bank(rows, origin, seen, radius)
+        how = f"{len(held_out)} of {n} normal images, held out"
+        return score_held_out(self, images, held_out, run, how)
+
+    # --- scoring ---------------------------------------------------------------------------
+
+    def forward(self, images: Tensor, roi: Tensor | None = None) -> Prediction[Tensor]:
+        self.require_fitted()
+        assert self.bank is not None
+        patches = self._embedding(images).flatten(2).transpose(1, 2)  # (B, P, D)
+        return self._score(self.bank, patches, roi)
+
+    def _embedding(self, images: Tensor) -> Tensor:
+        """(B, 3, H, W) uint8 -> (B, D, h, w), equation 2 of the paper."""
+        cfg = self.config
+        assert self.extractor is not None
+        maps = self.extractor(images)
+        if cfg.embedding == "concat":
+            return embed_concat(maps, neighborhood=cfg.neighborhood, stride=cfg.stride)
+        return embed_adaptive(
+            maps, neighborhood=cfg.neighborhood, stride=cfg.stride,
+            layer_dim=cfg.layer_dim, target_dim=cfg.target_dim,
+        )  # fmt: skip
+
+    def _score(self, bank: MemoryBank, patches: Tensor, roi: Tensor | None) -> Prediction[Tensor]:
+        """patches (B, P, D), roi (B, H, W) bool or None -> scores and maps."""
+        B, P, D = patches.shape
+        _, height, width = self._grid()
+        distance, nearest = bank.nearest(patches.reshape(B * P, D))
+        distance, nearest = distance.view(B, P), nearest.view(B, P)
+        cells = None if roi is None else self._cells(roi, (height, width))
+        looked_at = distance if cells is None else distance.masked_fill(~cells, -1.0)
+        s, worst = looked_at.max(dim=1)  # s* and the patch m^test,* that has it
+        query = patches[torch.arange(B), worst]  # (B, D)
+        s = s * self._weight(bank, query, nearest[torch.arange(B), worst])
+        if self.config.distance == "squared":
+            s, distance = s.square(), distance.square()
+        upsample = self._upsampler()
+        grid = distance.view(B, height, width)
+        if cells is None:
+            return Prediction(s, upsample(grid))
+        maps = upsample(grid, cells.view(B, height, width))
+        return Prediction(s, maps * roi)
+
+    def _weight(self, bank: MemoryBank, query: Tensor, nearest: Tensor) -> Tensor:
+        """w = 1 - exp(d*) / sum over N_b(m*) of exp(d), equation 7; (B,).
+
+        softmax subtracts the maximum, so distances of any size are safe. b = 1 is no weighting.
+        """
+        neighborhood = bank.neighborhood(nearest)  # (B, b, D), m* first
+        if neighborhood.shape[1] == 1:
+            return query.new_ones(len(query))
+        distances = distances_to(query[:, None], neighborhood)  # (B, b)
+        return 1 - torch.softmax(distances, dim=1)[:, 0]
+
+    def evidence(self, images: Tensor, roi: Tensor | None = None) -> list[dict[str, Any]] | None:
+        self.require_fitted()
+        assert self.bank is not None
+        B = len(images)
+        _, height, width = self._grid()
+        patches = self._embedding(images).flatten(2).transpose(1, 2)
+        distance, nearest = self.bank.nearest(patches.flatten(0, 1))
+        distance, nearest = distance.view(B, -1), nearest.view(B, -1)
+        if roi is not None:
+            distance = distance.masked_fill(~self._cells(roi, (height, width)), -1.0)
+        s, worst = distance.max(dim=1)
+        found = []
+        for i in range(B):
+            image, row, column = self.bank.origin[nearest[i, worst[i]]].tolist()
+            found.append(
+                {
+                    "image": image,
+                    "box": _cell_box(row, column, height, width),
+                    "query_box": _cell_box(*divmod(int(worst[i]), width), height, width),
+                    "distance": float(s[i]),
+                }
+            )
+        return found
+
+    # --- sizes -----------------------------------------------------------------------------
+
+    def _size(self, rows: int) -> int:
+        """Rows of the coreset of `rows` patches: l = floor(ratio * |M|), at least one."""
+        wanted = self.config.coreset_size or int(self.config.coreset_ratio * rows)
+        return min(rows, max(1, wanted))
+
+    def _grid(self) -> tuple[int, int, int]:
+        """(D, h, w) of the patch grid, measured once by a black image."""
+        if self._grid_size is None:
+            with torch.inference_mode():
+                blank = torch.zeros((1, 3, *self.image_size), dtype=torch.uint8)
+                _, D, h, w = self._embedding(blank).shape
+            self._grid_size = (D, h, w)
+        return self._grid_size
+
+    def _origin(self, picks: Tensor) -> Tensor:
+        """Row numbers of all patches -> (image, grid row, grid column), int32."""
+        _, height, width = self._grid()
+        image, cell = picks // (height * width), picks % (height * width)
+        return torch.stack([image, cell // width, cell % width], dim=1).to(torch.int32)
+
+    def _upsampler(self) -> MapUpsampler:
+        if self._map_upsampler is None:
+            _, height, width = self._grid()
+            self._map_upsampler = MapUpsampler(
+                (height, width), self.image_size, self.config.blur_sigma
+            )
+        return self._map_upsampler
+
+    @staticmethod
+    def _cells(roi: Tensor, grid: tuple[int, int]) -> Tensor:
+        return roi_cells(roi, grid)
+
+    # --- storing ---------------------------------------------------------------------------
+
+    @property
+    def is_fitted(self) -> bool:
+        return self.bank is not None
+
+    def artifact(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
+        assert self.bank is not None and self.extractor is not None
+        tensors = {f"bank.{k}": v for k, v in self.bank.tensors().items()}
+        tensors |= {f"backbone.{k}": v for k, v in self.extractor.network.state_dict().items()}
+        return {"backbone": self.extractor.facts_for_manifest(), "bank": self.facts}, tensors
+
+    def restore(self, facts: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
+        def under(prefix: str) -> dict[str, Tensor]:
+            return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
+
+        self.extractor = FeatureExtractor.from_manifest(facts["backbone"], under("backbone."))
+        self.bank = MemoryBank.from_tensors(under("bank."))
+        self.facts = dict(facts["bank"])
+        dim = self._grid()[0]
+        if self.bank.rows.shape[1] != dim:
+            raise KeyError(f"bank rows of {dim} values")
+
+
+class _Rois:
+    """The regions of interest of n images, one bit a pixel; nothing is held until one is put."""
+
+    def __init__(self, n: int, size: tuple[int, int]) -> None:
+        self.n, self.size = n, size
+        self.packed: UInt8 | None = None
+
+    def put(self, indices: Int64, rois: Tensor | None) -> None:
+        if rois is None:
+            return
+        if self.packed is None:
+            self.packed = np.full((self.n, -(-self.size[0] * self.size[1] // 8)), 255, np.uint8)
+        self.packed[indices] = np.packbits(rois.flatten(1).numpy(), axis=1)
+
+    def get(self, index: int) -> Tensor | None:
+        """(1, H, W) bool, or None for everywhere."""
+        if self.packed is None:
+            return None
+        H, W = self.size
+        bits = np.unpackbits(self.packed[index], count=H * W)
+        return torch.from_numpy(bits.astype(np.bool_)).view(1, H, W)
+
+    def cells(self, grid: tuple[int, int]) -> Bool:
+        """(n, h * w) bool: the cells that lie inside."""
+        if self.packed is None:
+            return np.ones((self.n, grid[0] * grid[1]), dtype=np.bool_)
+        rows = [roi_cells(roi, grid) for i in range(self.n) if (roi := self.get(i)) is not None]
+        return torch.cat(rows).numpy()
+
+
+def roi_cells(roi: Tensor, grid: tuple[int, int]) -> Tensor:
+    """(B, H, W) bool -> (B, h * w) bool: cells of which at least half lies inside."""
+    share = F.adaptive_avg_pool2d(roi[:, None].float(), grid)
+    return (share >= 0.5).flatten(1)
+
+
+def _cell_box(row: int, column: int, height: int, width: int) -> list[float]:
+    """(top, left, bottom, right) of a grid cell as shares of the image's height and width."""
+    return [row / height, column / width, (row + 1) / height, (column + 1) / width]

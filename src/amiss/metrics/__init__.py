@@ -1,0 +1,32 @@
+"""Metrics of detection (per image) and localization (per pixel, per region), exact, in numpy alone.
+
+Every distinct score is a threshold and ties are one step, so a strictly monotone change of the
+scores changes no result. A metric that is undefined raises `MetricError`; it is never 0 or NaN.
+"""
+
+from amiss.metrics.image import (
+    bootstrap_interval,
+    f1_max_threshold,
+    image_ap,
+    image_auroc,
+    image_f1_max,
+    roc_curve,
+)
+from amiss.metrics.pixel import pixel_ap, pixel_auroc, pixel_f1_max
+from amiss.metrics.region import aupro, label_regions, pro_curve, region_list
+
+__all__ = [
+    "aupro",
+    "bootstrap_interval",
+    "f1_max_threshold",
+    "image_ap",
+    "image_auroc",
+    "image_f1_max",
+    "label_regions",
+    "pixel_ap",
+    "pixel_auroc",
+    "pixel_f1_max",
+    "pro_curve",
+    "region_list",
+    "roc_curve",
+]

@@ -1,0 +1,1 @@
+"""Networks and tensor operations that the methods are composed of."""

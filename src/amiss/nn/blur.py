@@ -1,0 +1,71 @@
+"""From a grid of patch distances to an anomaly map: bilinear upsampling, then Gaussian blur.
+
+Both act on rows and columns alone and are linear, so together they are one matrix on each side:
+map = A_h d A_w^T. That is exact, and two small products where the plain form makes four passes
+over the large map.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from amiss.types import Float64
+
+
+def gaussian_matrix(size: int, sigma: float) -> Float64:
+    """(size, size) matrix of a Gaussian blur with reflected border (d c b a | a b c d | d c b a).
+
+    Truncated at 4 sigma like SciPy's `gaussian_filter`; sigma 0 is the identity.
+    """
+    matrix = np.zeros((size, size))
+    radius = int(4.0 * sigma + 0.5)
+    offsets = np.arange(-radius, radius + 1)
+    kernel = np.exp(-0.5 * (offsets / sigma) ** 2) if sigma > 0 else np.ones(1)
+    kernel /= kernel.sum()
+    rows = np.arange(size)
+    for offset, weight in zip(offsets, kernel, strict=True):
+        columns = (rows + offset) % (2 * size)  # the reflected signal has this period
+        columns = np.where(columns < size, columns, 2 * size - 1 - columns)
+        np.add.at(matrix, (rows, columns), weight)
+    return matrix
+
+
+def bilinear_matrix(source: int, target: int) -> Float64:
+    """(target, source) matrix of bilinear interpolation with half-pixel centres."""
+    position = np.clip((np.arange(target) + 0.5) * source / target - 0.5, 0, None)
+    low = np.minimum(np.floor(position).astype(int), source - 1)
+    high = np.minimum(low + 1, source - 1)
+    fraction = position - low
+    matrix = np.zeros((target, source))
+    np.add.at(matrix, (np.arange(target), low), 1 - fraction)
+    np.add.at(matrix, (np.arange(target), high), fraction)
+    return matrix
+
+
+class MapUpsampler(nn.Module):
+    """(B, h, w) distances on a grid -> (B, H, W) blurred map at the input size.
+
+    With `inside` (B, h, w), 1 where a cell is looked at and 0 elsewhere, the blur is normalised:
+    cells outside neither raise nor lower the map at the border of the region of interest.
+    """
+
+    def __init__(self, grid: tuple[int, int], size: tuple[int, int], sigma: float) -> None:
+        super().__init__()
+        self.rows: Tensor
+        self.columns: Tensor
+        for name, source, target in zip(("rows", "columns"), grid, size, strict=True):
+            matrix = gaussian_matrix(target, sigma) @ bilinear_matrix(source, target)
+            self.register_buffer(name, torch.from_numpy(matrix).float(), persistent=False)
+
+    def forward(self, distances: Tensor, inside: Tensor | None = None) -> Tensor:
+        if inside is None:
+            return self._apply(distances)
+        weight = self._apply(inside.to(distances.dtype))
+        return self._apply(distances * inside) / weight.clamp_min(math.ulp(1.0))
+
+    def _apply(self, x: Tensor) -> Tensor:
+        return self.rows @ x @ self.columns.T

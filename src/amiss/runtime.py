@@ -1,0 +1,95 @@
+"""`Runtime`: a fitted detector behind one call, uint8 images in, raw scores and maps out.
+
+What stands above (predict, evaluate, report, command line) knows only this.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+
+from amiss.data.geometry import ResizeMode
+from amiss.errors import ArtifactError
+from amiss.types import Bool, Float32, Prediction, UInt8
+
+if TYPE_CHECKING:
+    from amiss.calibration import Calibration
+    from amiss.methods.base import Detector
+
+
+class Runtime(Protocol):
+    """What predict needs of a detector, whichever engine runs it."""
+
+    image_size: tuple[int, int]
+    resize: ResizeMode
+    window: str
+    roi: Bool | None  # (h, w), where to look in every image
+    calibration: Calibration | None
+
+    def __call__(self, images: UInt8, rois: Bool | None) -> Prediction[Float32]:
+        """images (B, h, w, 3) uint8, rois (B, h, w) bool or None -> score (B,), map (B, h, w)."""
+
+
+class TorchRuntime:
+    """A `Detector` on torch."""
+
+    def __init__(self, detector: Detector) -> None:
+        detector.require_fitted()
+        self.detector = detector
+        self.image_size = detector.image_size
+        self.resize: ResizeMode = "letterbox" if detector.config.resize == "letterbox" else "squash"
+        self.window: str = detector.training_facts.get("window", "percentile")
+        self.roi = None if detector.roi is None else detector.roi.numpy()
+        self.calibration = detector.calibration
+
+    def __call__(self, images: UInt8, rois: Bool | None) -> Prediction[Float32]:
+        """See `Runtime`. One image takes all threads; of several, each takes one."""
+        import torch  # noqa: PLC0415 - the line runtime lives without it
+
+        from amiss.methods.base import to_tensors  # noqa: PLC0415
+        from amiss.nn.parallel import ImageWorkers  # noqa: PLC0415
+
+        x, roi = to_tensors(images, rois)
+
+        def judge(i: int) -> Prediction[Any]:
+            prediction: Prediction[Any] = self.detector(
+                x[i : i + 1], None if roi is None else roi[i : i + 1]
+            )
+            return prediction
+
+        if len(x) == 1:
+            with torch.inference_mode():
+                found = [judge(0)]
+        else:
+            with ImageWorkers() as workers:
+                found = workers.map(judge, range(len(x)))
+        score = np.concatenate([p.score.numpy() for p in found])
+        if found[0].anomaly_map is None:
+            return Prediction(score, None)
+        return Prediction(score, np.concatenate([p.anomaly_map.numpy() for p in found]))
+
+
+def as_runtime(detector: Any) -> Runtime:
+    """A detector's runtime; a runtime is returned as it is."""
+    if hasattr(detector, "learn"):
+        return TorchRuntime(detector)
+    runtime: Runtime = detector
+    return runtime
+
+
+def load(path: str | Path) -> Any:
+    """A detector from its file, ready to `predict`.
+
+    Raises:
+        ArtifactError: no such file, of unknown kind, damaged or too new.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise ArtifactError(f"There is no file at {path}.", hint="Make one with `amiss fit`.")
+    if path.suffix in {".onnx", ".xml"}:
+        raise ArtifactError(f"{path}: this version of amiss does not read exported files yet.")
+    from amiss.artifact import load as load_artifact  # noqa: PLC0415 - needs torch
+
+    return load_artifact(path)

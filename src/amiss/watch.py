@@ -1,0 +1,75 @@
+"""New images of a folder, as they appear."""
+
+from __future__ import annotations
+
+import signal
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import FrameType
+
+from amiss.errors import DataError
+
+SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".pgm", ".ppm"}
+
+
+def image_files(folder: Path) -> list[Path]:
+    """The image files under a folder, by suffix, sorted; hidden ones left out.
+
+    Raises:
+        DataError: no image below it.
+    """
+    found = sorted(
+        path
+        for path in folder.rglob("*")
+        if path.suffix.lower() in SUFFIXES and path.is_file() and not path.name.startswith(".")
+    )
+    if not found:
+        raise DataError(
+            f"{folder} holds no image.", hint=f"Images end in {' '.join(sorted(SUFFIXES))}."
+        )
+    return found
+
+
+def watch_folder(
+    folder: Path, *, interval: float = 0.2, stop: Callable[[], bool] = lambda: False
+) -> Iterator[Path]:
+    """Image files that appear in `folder` from now on, each once, when its size has settled.
+
+    A file that is still being written is waited for: it is handed on when two looks, `interval`
+    seconds apart, find the same size above 0. Ends when `stop` says so.
+    """
+    if not folder.is_dir():
+        raise DataError(f"{folder} is not a folder to watch.")
+    known = {path: -1 for path in folder.iterdir()}
+    sizes: dict[Path, int] = {}
+    while not stop():
+        for path in sorted(folder.iterdir()):
+            if path in known or path.suffix.lower() not in SUFFIXES or path.name.startswith("."):
+                continue
+            try:
+                size = path.stat().st_size
+            except FileNotFoundError:  # moved away between the two looks
+                continue
+            if size > 0 and sizes.get(path) == size:
+                known[path] = size
+                del sizes[path]
+                yield path
+            else:
+                sizes[path] = size
+        time.sleep(interval)
+
+
+class Stopper:
+    """Asked to stop by SIGTERM or SIGINT: what is under way is finished first."""
+
+    def __init__(self) -> None:
+        self.stopped = False
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._stop)
+
+    def _stop(self, number: int, frame: FrameType | None) -> None:
+        self.stopped = True
+
+    def __call__(self) -> bool:
+        return self.stopped
