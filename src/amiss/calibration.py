@@ -70,7 +70,9 @@ class Calibration:
         cls, values: Mapping[str, Any], scores: Float64, map_maxima: Float64 | None
     ) -> Calibration:
         """The reverse of `as_dict`."""
-        fixed = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
+        fixed: dict[str, Any] = {
+            k: tuple(v) if isinstance(v, list) else v for k, v in values.items()
+        }
         return cls(scores=scores, map_maxima=map_maxima, **fixed)
 
 
@@ -218,7 +220,7 @@ def _moved(
 
 
 def order(n: int, alpha: float) -> int:
-    """k = floor(alpha (n + 1)): the threshold is the k-th largest of n scores; 0: n is too small."""
+    """k = floor(alpha (n + 1)): the threshold is the k-th largest score; 0 where n is too small."""
     return min(n, math.floor(alpha * (n + 1) + 1e-9))  # 0.29 * 100 is 28.999999999999996
 
 
@@ -265,7 +267,8 @@ def _beta_binomial(m: int, a: int, b: int) -> Float64:
     steps = np.log(m - j) + np.log(j + a) - np.log(j + 1) - np.log(m - j - 1 + b)
     log_p = np.concatenate([[0.0], np.cumsum(steps)])
     p: Float64 = np.exp(log_p - log_p.max())
-    return p / p.sum()
+    p /= p.sum()
+    return p
 
 
 def _beta_quantile(q: float, a: int, b: int) -> float:

@@ -53,8 +53,12 @@ def build_app(method: str | None) -> typer.Typer:
         command = fit_command(name) if name == method else _unnamed
         fit_app.command(name, help=f"Fit {name}.")(command)
     app.add_typer(fit_app, name="fit")
-    for command in (evaluate, predict, calibrate, check, methods, show):
-        app.command("inspect" if command is show else None)(command)
+    commands: dict[str, Callable[..., None]] = {
+        "evaluate": evaluate, "predict": predict, "calibrate": calibrate, "check": check,
+        "methods": methods, "inspect": show,
+    }  # fmt: skip
+    for name, function in commands.items():
+        app.command(name)(function)
     return app
 
 
@@ -85,8 +89,8 @@ def main(argv: list[str] | None = None) -> None:
 
 def fit_command(method: str) -> Callable[..., None]:
     """The function behind `amiss fit METHOD`: its own arguments and the method's options."""
-    import dataclasses  # noqa: PLC0415
-    import typing  # noqa: PLC0415
+    import dataclasses
+    import typing
 
     kind = method_class(method)
     hints = typing.get_type_hints(kind.config_type)
@@ -145,10 +149,10 @@ def run_fit(  # noqa: PLR0913 - one parameter per flag
     json: Json = False,
 ) -> None:
     """Learn, calibrate, save."""
-    from amiss.data.index import index  # noqa: PLC0415
-    from amiss.fit import fit  # noqa: PLC0415
-    from amiss.memory.plan import peak_mib  # noqa: PLC0415
-    from amiss.run import Run, mute  # noqa: PLC0415
+    from amiss.data.index import index
+    from amiss.fit import fit
+    from amiss.memory.plan import peak_mib
+    from amiss.run import Run, mute
 
     set_threads(threads)
     if output.suffix != ".amiss":
@@ -191,7 +195,7 @@ def run_fit(  # noqa: PLR0913 - one parameter per flag
 # --- evaluate ------------------------------------------------------------------------------
 
 
-def evaluate(  # noqa: PLR0913 - one parameter per flag
+def evaluate(
     detector: Annotated[Path, typer.Argument(help="A file made by `amiss fit`.")],
     data: Annotated[str, typer.Argument(help="Folder, table or name with labelled test images.")],
     *,
@@ -202,10 +206,10 @@ def evaluate(  # noqa: PLR0913 - one parameter per flag
     json: Json = False,
 ) -> None:
     """Judge labelled images that the detector has not seen, and say how good it is."""
-    from amiss.data.index import index  # noqa: PLC0415
-    from amiss.evaluate import evaluate as judge  # noqa: PLC0415
-    from amiss.run import Run, mute  # noqa: PLC0415
-    from amiss.runtime import load  # noqa: PLC0415
+    from amiss.data.index import index
+    from amiss.evaluate import evaluate as judge
+    from amiss.run import Run, mute
+    from amiss.runtime import load
 
     set_threads(threads)
     model = load(detector)
@@ -213,7 +217,7 @@ def evaluate(  # noqa: PLR0913 - one parameter per flag
         run = Run(progress=progress, say=mute if json else say)
         outcome = judge(model, index(data, layout=layout), roi=roi, run=run)
     if report is not None:
-        from amiss.report.page import write_page  # noqa: PLC0415
+        from amiss.report.page import write_page
 
         write_page(model, outcome, report)
     if json:
@@ -245,9 +249,9 @@ def predict(  # noqa: PLR0913 - one parameter per flag
     json: Json = False,
 ) -> None:
     """Judge images."""
-    from amiss.results import Results  # noqa: PLC0415
-    from amiss.runtime import as_runtime, load  # noqa: PLC0415
-    from amiss.sources import judged_images  # noqa: PLC0415
+    from amiss.results import Results
+    from amiss.runtime import as_runtime, load
+    from amiss.sources import judged_images
 
     set_threads(threads)
     if (images is None) == (watch is None):
@@ -267,7 +271,7 @@ def predict(  # noqa: PLR0913 - one parameter per flag
 # --- calibrate -----------------------------------------------------------------------------
 
 
-def calibrate(  # noqa: PLR0913 - one parameter per flag
+def calibrate(
     detector: Annotated[Path, typer.Argument(help="A file made by `amiss fit`; it is changed.")],
     *,
     max_false_alarm: Annotated[float | None, typer.Option(help="Another false-alarm rate.")] = None,
@@ -285,8 +289,8 @@ def calibrate(  # noqa: PLR0913 - one parameter per flag
     json: Json = False,
 ) -> None:
     """Change the threshold of a fitted detector; nothing is fitted again."""
-    from amiss.recalibrate import recalibrate  # noqa: PLC0415
-    from amiss.runtime import load  # noqa: PLC0415
+    from amiss.recalibrate import recalibrate
+    from amiss.runtime import load
 
     model = load(detector)
     changed = recalibrate(
@@ -321,12 +325,12 @@ def check(
     json: Json = False,
 ) -> None:
     """Look for trouble in a data set before a fit. Exits with 1 where a fit is not advisable."""
-    from amiss.data.doctor import check as examine  # noqa: PLC0415
-    from amiss.data.index import index  # noqa: PLC0415
+    from amiss.data.doctor import check as examine
+    from amiss.data.index import index
 
     outliers: list[tuple[Path, float, float | None]] = []
     if detector is not None:
-        from amiss.artifact import read_manifest  # noqa: PLC0415
+        from amiss.artifact import read_manifest
 
         training = read_manifest(detector)["training"]
         root = Path(training["root"] or "")
@@ -371,7 +375,7 @@ def show(
     json: Json = False,
 ) -> None:
     """Say what a file holds: method, options, data, calibration, versions."""
-    from amiss.artifact import read_manifest  # noqa: PLC0415
+    from amiss.artifact import read_manifest
 
     manifest = read_manifest(detector)
     manifest["facts"].get("backbone", {}).pop("steps", None)

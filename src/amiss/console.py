@@ -55,15 +55,15 @@ def progress_bar(quiet: bool) -> Iterator[Progress]:
     if not sys.stderr.isatty():
         yield _line_per_stage
         return
-    from rich.console import Console  # noqa: PLC0415 - only where a bar is drawn
-    from rich.progress import (  # noqa: PLC0415
+    from rich.console import Console
+    from rich.progress import (
         BarColumn,
         MofNCompleteColumn,
         TextColumn,
         TimeElapsedColumn,
         TimeRemainingColumn,
     )
-    from rich.progress import Progress as Bars  # noqa: PLC0415
+    from rich.progress import Progress as Bars
 
     bars = Bars(
         TextColumn("{task.description:<12}"), BarColumn(), MofNCompleteColumn(),

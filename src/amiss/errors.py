@@ -11,7 +11,7 @@
     ├── CalibrationError         a threshold cannot be stated from the scores at hand
     ├── MetricError              a metric is undefined on this input
     ├── ArtifactError            a saved detector is damaged, foreign or too new
-    ├── ExportError              a detector cannot be exported, or its export failed the parity check
+    ├── ExportError              an export is not possible, or failed the parity check
     └── MissingDependencyError   an optional part is not installed; says which extra brings it
 
 A message says what came and what is allowed; `hint` says what to do next.

@@ -12,7 +12,7 @@ import numpy as np
 
 from amiss.data.geometry import Geometry, fit_frame, resize_mask
 from amiss.data.images import read_mask, stored_size
-from amiss.data.index import Dataset, index
+from amiss.data.index import Dataset, Source, index
 from amiss.data.stream import Batch, ImageStream
 from amiss.errors import DataError, ImageError, LeakageError
 from amiss.memory.plan import peak_mib
@@ -144,7 +144,7 @@ class Report:
 
 def evaluate(
     detector: Detector,
-    data: str | Path | Dataset | Sequence[Record],
+    data: Source,
     *,
     roi: str | Path | None = None,
     run: Run | None = None,
@@ -178,19 +178,18 @@ def evaluate(
             hint="Evaluate on images that were not in the fit.",
         )
     scored = time.perf_counter()
-    notes = list(dataset.notes)
+    calibration = runtime.calibration
+    notes = [*dataset.notes, *(() if calibration is None else calibration.notes)]
     if seen:
         notes.append(f"{seen} test images were left out: the detector was fitted on them.")
     metrics, intervals, curves = _image_metrics(judged, notes)
     _pixel_metrics(judged, rois, metrics, curves, notes)
     done = time.perf_counter()
-    calibration = runtime.calibration
     return Report(
         detector=_detector_facts(detector),
         dataset={
             "name": dataset.name,
             "layout": dataset.layout,
-            "root": None if dataset.root is None else str(dataset.root),
             "counts": dataset.counts(),
             "judged": len(judged),
             "left_out_as_seen": seen,
@@ -266,9 +265,16 @@ def _image_metrics(
         kind = "normal" if labels[0] == NORMAL else "anomalous"
         notes.append(f"All test images are {kind}: AUROC, AP and F1 do not exist.")
         return {}, {}, {}
-    named = {"image_auroc": image_auroc, "image_ap": image_ap, "image_f1_max": image_f1_max}
-    metrics = {name: metric(scores, labels) for name, metric in named.items()}
-    intervals = {name: bootstrap_interval(name, scores, labels) for name in named}
+    metrics = {
+        "image_auroc": image_auroc(scores, labels),
+        "image_ap": image_ap(scores, labels),
+        "image_f1_max": image_f1_max(scores, labels),
+    }
+    intervals = {
+        "image_auroc": bootstrap_interval("image_auroc", scores, labels),
+        "image_ap": bootstrap_interval("image_ap", scores, labels),
+        "image_f1_max": bootstrap_interval("image_f1_max", scores, labels),
+    }
     return metrics, intervals, {"roc": roc_curve(scores, labels)}
 
 
@@ -361,7 +367,7 @@ def _detector_facts(detector: Detector) -> dict[str, Any]:
     """What the report says about how the detector came to be, without its long lists."""
     facts, _ = detector.artifact()
     backbone = {k: v for k, v in facts.get("backbone", {}).items() if k not in {"steps", "outputs"}}
-    training = {k: v for k, v in detector.training_facts.items() if k != "files"}
+    training = {k: v for k, v in detector.training_facts.items() if k not in {"files", "root"}}
     return {
         "method": detector.id,
         "paper": detector.paper,
@@ -374,7 +380,7 @@ def _detector_facts(detector: Detector) -> dict[str, Any]:
 
 def add_evidence(detector: Detector, judged: Sequence[Judged]) -> None:
     """Name, for these images, the normal patch that the most anomalous one was compared with."""
-    from amiss.methods.base import to_tensors  # noqa: PLC0415
+    from amiss.methods.base import to_tensors
 
     runtime = as_runtime(detector)
     files = detector.training_facts.get("files", [])

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from amiss.calibration import calibrate, check_rate
-from amiss.data.index import Dataset, index
+from amiss.data.index import Dataset, Source, index
 from amiss.data.stream import ImageStream
 from amiss.errors import DataError
 from amiss.methods.base import Detector, HeldOut, Normals
@@ -22,7 +22,7 @@ from amiss.versions import versions
 
 def fit(
     detector: Detector,
-    data: str | Path | Dataset | Sequence[Record] | Sequence[str | Path],
+    data: Source,
     *,
     max_false_alarm: float = 0.01,
     roi: str | Path | None = None,
@@ -53,7 +53,7 @@ def fit(
     run.say(dataset.describe())
     started = time.perf_counter()
     stream = ImageStream(
-        records, size=detector.image_size, mode=detector.config.resize,  # type: ignore[arg-type]
+        records, size=detector.image_size, mode=detector.config.resize_mode,
         roi=None if roi is None else Path(roi), window=window,
     )  # fmt: skip
     images = Normals(stream)

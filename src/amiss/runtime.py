@@ -39,17 +39,17 @@ class TorchRuntime:
         detector.require_fitted()
         self.detector = detector
         self.image_size = detector.image_size
-        self.resize: ResizeMode = "letterbox" if detector.config.resize == "letterbox" else "squash"
+        self.resize: ResizeMode = detector.config.resize_mode
         self.window: str = detector.training_facts.get("window", "percentile")
         self.roi = None if detector.roi is None else detector.roi.numpy()
         self.calibration = detector.calibration
 
     def __call__(self, images: UInt8, rois: Bool | None) -> Prediction[Float32]:
         """See `Runtime`. One image takes all threads; of several, each takes one."""
-        import torch  # noqa: PLC0415 - the line runtime lives without it
+        import torch
 
-        from amiss.methods.base import to_tensors  # noqa: PLC0415
-        from amiss.nn.parallel import ImageWorkers  # noqa: PLC0415
+        from amiss.methods.base import to_tensors
+        from amiss.nn.parallel import ImageWorkers
 
         x, roi = to_tensors(images, rois)
 
@@ -66,9 +66,8 @@ class TorchRuntime:
             with ImageWorkers() as workers:
                 found = workers.map(judge, range(len(x)))
         score = np.concatenate([p.score.numpy() for p in found])
-        if found[0].anomaly_map is None:
-            return Prediction(score, None)
-        return Prediction(score, np.concatenate([p.anomaly_map.numpy() for p in found]))
+        maps = [p.anomaly_map.numpy() for p in found if p.anomaly_map is not None]
+        return Prediction(score, np.concatenate(maps) if maps else None)
 
 
 def as_runtime(detector: Any) -> Runtime:
@@ -90,6 +89,6 @@ def load(path: str | Path) -> Any:
         raise ArtifactError(f"There is no file at {path}.", hint="Make one with `amiss fit`.")
     if path.suffix in {".onnx", ".xml"}:
         raise ArtifactError(f"{path}: this version of amiss does not read exported files yet.")
-    from amiss.artifact import load as load_artifact  # noqa: PLC0415 - needs torch
+    from amiss.artifact import load as load_artifact
 
     return load_artifact(path)

@@ -21,6 +21,6 @@ def spin_briefly() -> None:
 def set_threads(count: int | None) -> None:
     """Compute on `count` threads; None leaves the libraries' choice, one per core."""
     if count is not None:
-        import torch  # noqa: PLC0415 - only where torch computes
+        import torch
 
         torch.set_num_threads(count)

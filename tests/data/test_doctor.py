@@ -91,9 +91,12 @@ def test_unreadable_files(tmp_path):
     (good / "link.png").symlink_to(tmp_path / "gone.png")
     frames = [part(100), part(101)]
     frames[0].save(good / "pages.tif", save_all=True, append_images=frames[1:])
-    body = b"IHDR" + struct.pack(">IIBBBBB", 50000, 50000, 8, 0, 0, 0, 0)
-    chunk = struct.pack(">I", 13) + body + struct.pack(">I", zlib.crc32(body))
-    (good / "bomb.png").write_bytes(b"\x89PNG\r\n\x1a\n" + chunk)
+    header = struct.pack(">IIBBBBB", 50000, 50000, 8, 0, 0, 0, 0)
+    bomb = b"\x89PNG\r\n\x1a\n"
+    for kind, body in ((b"IHDR", header), (b"IDAT", zlib.compress(bytes(99))), (b"IEND", b"")):
+        crc = struct.pack(">I", zlib.crc32(kind + body))
+        bomb += struct.pack(">I", len(body)) + kind + body + crc
+    (good / "bomb.png").write_bytes(bomb)
     findings = check(tmp_path, max_false_alarm=0.05)
     assert not findings.ok and findings.exit_status == 1
     for code, name in {
@@ -294,7 +297,7 @@ def test_sizes_aspects_and_modes(tmp_path):
     assert codes(findings) == {"aspects"}
     assert "from 1.00 to 1.67" in found(findings, "aspects")[0].message
     assert "2 image sizes (height x width), from 96 x 96 to 96 x 160" in findings.describe()
-    assert "L 28, RGB 1, I;16 1" in found(findings, "modes")[0].message
+    assert "L 28, I;16 1, RGB 1" in found(findings, "modes")[0].message
     assert "1 image with more than 8 bits" in found(findings, "deep")[0].message
 
 

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import os
-import sys
 from collections import Counter
 from pathlib import Path
 
@@ -14,7 +12,7 @@ from PIL import Image
 
 from amiss.data import index
 from amiss.data.layouts import label_of_folder
-from amiss.errors import DataError, MissingDependencyError, OptionError
+from amiss.errors import DataError, OptionError
 from amiss.types import ANOMALOUS, NORMAL, Record
 
 
@@ -248,207 +246,6 @@ def test_a_root_of_many_categories_is_named(tmp_path):
     assert "bottle" in caught.value.hint
     make_mvtec(tmp_path / "alone" / "wrapped" / "bottle")
     assert len(index(tmp_path / "alone").records) == 12
-
-
-# --- sets with layouts of their own
-
-
-def test_mtd(tmp_path):
-    root = tmp_path / "Magnetic-tile-defect-datasets"
-    make(root, "MT_Free/Imgs/{10}.jpg", "MT_Free/Imgs/{10}.png")
-    make(root, "MT_Blowhole/Imgs/{3}.jpg", "MT_Blowhole/Imgs/{3}.png", "MT_Fray/Imgs/{2}.jpg")
-    make(root, "MT_Fray/Imgs/{2}.png", "MT_Fray/Imgs/spare.png")
-    dataset = index(tmp_path)
-    assert dataset.layout == "mtd"
-    assert splits(dataset) == {("train", 0): 8, ("test", 0): 2, ("test", 1): 5}
-    assert {r.kind for r in dataset.test} == {"good", "blowhole", "fray"}
-    assert all((r.mask is not None) == (r.label == ANOMALOUS) for r in dataset.records)
-    assert [mask.name for mask in dataset.spare_masks] == ["spare.png"]
-
-
-def test_head_ct(tmp_path):
-    make(tmp_path, "head_ct/head_ct/{6}.png")
-    rows = "\n".join(f"{i},{' 1' if i < 2 else ' 0'}" for i in range(7))
-    (tmp_path / "labels.csv").write_text(f"id, hemorrhage\n{rows}\n")
-    dataset = index(tmp_path)
-    assert dataset.layout == "headct"
-    assert splits(dataset) == {("train", 0): 3, ("test", 0): 1, ("test", 1): 2}
-    assert "1 rows of labels.csv have no image: 6" in dataset.describe()
-    (tmp_path / "labels.csv").write_text("id, hemorrhage\n0, maybe\n")
-    with pytest.raises(DataError, match='line 2: id "0", hemorrhage "maybe"'):
-        index(tmp_path)
-
-
-def test_aitex(tmp_path):
-    make(tmp_path, "NODefect_images/2306/000{5}.png", size=(16, 64))
-    make(tmp_path, "Defect_images/0001_002_00.png", "Defect_images/0002_019_01.png", size=(16, 70))
-    make(tmp_path, "Defect_images/0100_025_08.png", size=(16, 64))
-    mask = np.zeros((16, 70), np.uint8)
-    mask[3:5, 14:20] = 255  # reaches into the first two squares
-    (tmp_path / "Mask_images").mkdir()
-    Image.fromarray(mask).save(tmp_path / "Mask_images/0001_002_00_mask.png")
-    for number, left in (("1", 0), ("2", 40)):
-        mask = np.zeros((16, 70), np.uint8)
-        mask[5, left] = 255
-        Image.fromarray(mask).save(tmp_path / f"Mask_images/0002_019_01_mask{number}.png")
-    dataset = index(tmp_path)
-    assert dataset.layout == "aitex"
-    train_strips = {r.path.name for r in dataset.train}
-    assert len(dataset.train) == 16 and len(train_strips) == 4
-    # A whole strip goes to one side.
-    assert not train_strips & {r.path.name for r in dataset.test}
-    strips = {}
-    for r in dataset.test:
-        strips.setdefault(r.path.name, []).append((r.crop[1], r.label, r.kind))
-    assert strips["0001_002_00.png"] == [
-        (0, 1, "002"),
-        (16, 1, "002"),
-        (32, 0, "good"),
-        (48, 0, "good"),
-    ]
-    chosen = {r.crop[1]: r.mask.name for r in dataset.test if r.mask and "0002" in r.mask.name}
-    assert chosen == {0: "0002_019_01_mask1.png", 32: "0002_019_01_mask2.png"}
-    assert "1 defect strips have no mask" in dataset.describe()
-    assert "0100_025_08.png" in dataset.describe()
-    assert len({dataset.key(r) for r in dataset.records}) == len(dataset.records)
-
-
-def make_elpv(root: Path) -> None:
-    make(root, "images/cell{12}.png")
-    steps = [0.0, 0.3333333333333333, 0.6666666666666666, 1.0]
-    lines = [
-        f"images/cell{i:03}.png  {steps[0 if i < 6 else i % 4]:<18} {'mono' if i % 2 else 'poly'}"
-        for i in range(12)
-    ]
-    (root / "labels.csv").write_text("\n".join(lines))
-
-
-def test_elpv_folder(tmp_path):
-    make_elpv(tmp_path)
-    dataset = index(tmp_path)
-    assert dataset.layout == "elpv"
-    assert splits(dataset) == {("train", 0): 6, ("test", 0): 1, ("test", 1): 2}
-    assert "the 3 cells between are left out" in dataset.describe()
-    assert sum(r.label == 1 for r in index(tmp_path, elpv_anomalous=0.66).records) == 4
-    assert sum(r.label == 1 for r in index(tmp_path, elpv_anomalous=0.33).records) == 5
-    mono = index(tmp_path, layout="elpv:mono")
-    assert {r.kind.partition("_")[0] for r in mono.records} == {"mono"}
-    for bad in (0, 1.5):
-        with pytest.raises(OptionError, match="elpv_anomalous"):
-            index(tmp_path, elpv_anomalous=bad)
-    with pytest.raises(OptionError, match='no part "amorphous"'):
-        index(tmp_path, layout="elpv:amorphous")
-
-
-def test_elpv_package_is_found_without_importing_it(tmp_path, monkeypatch):
-    package = tmp_path / "elpv_dataset"
-    make_elpv(package / "data")
-    (package / "__init__.py").write_text("raise RuntimeError('imported')")
-    monkeypatch.chdir(tmp_path / "elpv_dataset" / "data" / "images")
-    monkeypatch.setattr(sys, "path", [str(tmp_path)])
-    dataset = index("elpv:poly")
-    assert dataset.name == "elpv:poly" and len(dataset.records) == 4
-    monkeypatch.setattr(sys, "path", [])
-    with pytest.raises(MissingDependencyError, match="pip install elpv-dataset"):
-        index("elpv")
-
-
-# --- tables
-
-
-def test_csv(tmp_path):
-    make(tmp_path, "set/images/{6}.png", "set/masks/004.png", "elsewhere.png")
-    (tmp_path / "set/table.csv").write_text(
-        "path,label,mask,split,kind\n"
-        "images/000.png,normal,,train,\n"
-        "images/001.png,0,,train,\n"
-        "images/002.png,Good,,test,\n"
-        "\n"
-        "images/004.png,defect,masks/004.png,test,hole\n"
-        '"../elsewhere.png",1,,train,\n',
-        encoding="utf-8-sig",
-    )
-    dataset = index(tmp_path / "set/table.csv")
-    assert dataset.layout == "table" and dataset.name == "table"
-    assert splits(dataset) == {
-        ("train", 0): 2,
-        ("test", 0): 1,
-        ("test", 1): 1,
-        ("train", 1): 1,
-    }
-    assert dataset.test[1].kind == "hole" and dataset.test[1].mask.name == "004.png"
-    assert "1 images lie outside the folder of the table" in dataset.describe()
-
-
-def test_csv_of_european_spreadsheets_and_tables_without_labels(tmp_path):
-    make(tmp_path, "{6}.png")
-    rows = "".join(f"{i:03}.png;{'ok' if i else 'ko'}\n" for i in range(6))
-    (tmp_path / "a.csv").write_text(f"Path; Label\r\n{rows}")
-    assert splits(index(tmp_path / "a.csv")) == {("train", 0): 4, ("test", 0): 1, ("test", 1): 1}
-    (tmp_path / "b.csv").write_text("path\n000.png\n001.png\n")
-    dataset = index(tmp_path / "b.csv")
-    assert splits(dataset) == {("train", 0): 2} and "no label column" in dataset.describe()
-
-
-def test_jsonl(tmp_path):
-    make(tmp_path, "{4}.png")
-    rows = [{"path": "000.png", "label": 0}, {"path": "001.png", "label": 1, "mask": None}]
-    rows.append({"path": "002.png", "label": "normal", "split": "test"})
-    (tmp_path / "t.jsonl").write_text("\n".join(json.dumps(row) for row in rows) + "\n\n")
-    assert splits(index(tmp_path / "t.jsonl")) == {
-        ("train", 0): 1,
-        ("test", 1): 1,
-        ("test", 0): 1,
-    }
-
-
-@pytest.mark.parametrize(
-    ("text", "words"),
-    [
-        ("path,label\n000.png,0\ngone.png,0\n", "line 3: path gone.png does not exist"),
-        ("path,label\n000.png,0\n001.png,perhaps\n", 'line 3: unknown label "perhaps"'),
-        ("path,label\n000.png,\n", 'line 2: unknown label ""'),
-        ("path,split\n000.png,val\n", 'line 2: unknown split "val"'),
-        ("path,colour\n000.png,red\n", 'line 2: unknown column "colour"'),
-        ("label\n0\n", "line 2: there is no column path"),
-        ("path,label\n000.png\n", "line 2: 1 fields"),
-        ("path,label\n,0\n", "line 2: path is empty"),
-        ("path,label\n000.png,0\n./000.png,0\n", "line 3: the image of line 2 again"),
-        ("path,mask\n000.png,m.png\n", "mask m.png does not exist"),
-        ("path\n" + "gone.png\n" * 9, "and 4 more"),
-        ("path,label\n", "no rows"),
-        ("", "no rows"),
-    ],
-)
-def test_csv_errors_name_the_line(tmp_path, text, words):
-    make(tmp_path, "{2}.png")
-    (tmp_path / "t.csv").write_text(text)
-    with pytest.raises(DataError) as caught:
-        index(tmp_path / "t.csv")
-    assert words in str(caught.value) and "t.csv" in str(caught.value)
-
-
-@pytest.mark.parametrize(
-    ("text", "words"),
-    [
-        ('{"path": "000.png"}\n{"path"\n', "line 2: no JSON"),
-        ("[1]\n", "line 1: is no JSON object"),
-        ('{"path": ["000.png"]}\n', "line 1: ['000.png'] is neither text"),
-        ('{"path": "000.png", "colour": 1}\n', 'unknown column "colour"'),
-    ],
-)
-def test_jsonl_errors_name_the_line(tmp_path, text, words):
-    make(tmp_path, "{2}.png")
-    (tmp_path / "t.jsonl").write_text(text)
-    with pytest.raises(DataError) as caught:
-        index(tmp_path / "t.jsonl")
-    assert words in str(caught.value)
-
-
-def test_tables_that_are_no_text(tmp_path):
-    (tmp_path / "t.csv").write_bytes(b"path\n\xff\xfe\xfa.png\n")
-    with pytest.raises(DataError, match="UTF-8"):
-        index(tmp_path / "t.csv")
 
 
 # --- lists, and what is no set

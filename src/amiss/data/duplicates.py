@@ -29,7 +29,7 @@ FEWEST = 8
 
 _CANDIDATE = 0.8  # at half the size, before the exact comparison
 _NEIGHBOURS = 8  # candidates per image: bounds the work on sets that are one long film
-_PATTERNS = 16  # shared patterns that are removed
+_PATTERNS = 16  # shared patterns that are removed, fewer in small sets: one per 12 images
 _SAMPLE = 1000  # images that the patterns are learned from
 _COPY = 0.98  # correlation, patterns included, that keeps an image from shaping the patterns
 _LEAST_DETAIL = 0.5  # gray levels; below it, what remains is rounding
@@ -81,7 +81,7 @@ class _Patterns:
         M = len(sample)
         # Principal components through the (M, M) products, M being far below D.
         values, vectors = np.linalg.eigh(sample @ sample.T)
-        top = slice(M - min(_PATTERNS, M // 8), M)
+        top = slice(M - min(_PATTERNS, M // 12), M)
         values, vectors = values[top], vectors[:, top]
         # How many images carry a component: 1 / sum u^4 is 2 for a pair of copies and M for a
         # pattern in all. Only what many carry is no sign of being a copy.

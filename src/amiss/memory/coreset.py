@@ -17,6 +17,7 @@ ICLR 2018; used by PatchCore, CVPR 2022, algorithm 1.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import overload
@@ -115,8 +116,8 @@ def random_projection(embeddings: Tensor, dim: int, *, seed: int) -> Tensor:
     """(N, D) -> (N, dim) by a Gaussian matrix scaled so that distances are kept on average
     (Johnson-Lindenstrauss). For choosing rows only: the bank keeps the embeddings themselves."""
     generator = torch.Generator().manual_seed(seed)
-    matrix = torch.randn(embeddings.shape[1], dim, generator=generator) / dim**0.5
-    return embeddings @ matrix
+    matrix = torch.randn(embeddings.shape[1], dim, generator=generator)
+    return embeddings @ matrix.div_(math.sqrt(dim))
 
 
 def covering_radius(embeddings: Tensor, picks: Int64, *, allowed: Bool | None = None) -> float:

@@ -72,7 +72,7 @@ def resident_mib() -> float:
     """What the process holds now; its peak so far where the system does not say."""
     statm = Path("/proc/self/statm")
     if statm.exists():
-        import resource  # noqa: PLC0415 - not on every system
+        import resource
 
         return int(statm.read_text().split()[1]) * resource.getpagesize() / _MIB
     return peak_mib()
@@ -81,7 +81,7 @@ def resident_mib() -> float:
 def peak_mib() -> float:
     """The largest resident size of the process so far; 0 where the system does not say."""
     try:
-        import resource  # noqa: PLC0415 - not on every system
+        import resource
     except ImportError:
         return 0.0
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

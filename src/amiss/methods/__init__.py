@@ -1,4 +1,4 @@
-"""The registry: every method by its id. A literal table, so that listing methods imports nothing."""
+"""The registry: every method by its id, a literal table that imports nothing."""
 
 from __future__ import annotations
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Self
 
@@ -14,12 +14,13 @@ from torch import Tensor, nn
 
 from amiss.data.geometry import fit_frame, resize_mask
 from amiss.data.images import read_mask
+from amiss.data.index import Source
 from amiss.data.stream import Batch, ImageStream
 from amiss.errors import NotFittedError
 from amiss.methods.options import Config
 from amiss.nn.parallel import ImageWorkers
 from amiss.run import Run
-from amiss.types import Float64, ImageResult, Int64, Prediction, Record, UInt8
+from amiss.types import Float64, ImageResult, Int64, Prediction, UInt8
 
 if TYPE_CHECKING:
     from amiss.calibration import Calibration
@@ -128,7 +129,7 @@ class Detector(nn.Module, ABC):
 
     def fit(
         self,
-        data: str | Path | Sequence[Record] | Sequence[str | Path],
+        data: Source,
         *,
         max_false_alarm: float = 0.01,
         roi: str | Path | None = None,
@@ -136,20 +137,20 @@ class Detector(nn.Module, ABC):
         run: Run | None = None,
     ) -> Self:
         """Learn from the normal images of `data` and set the threshold; see `amiss.fit.fit`."""
-        from amiss.fit import fit  # noqa: PLC0415
+        from amiss.fit import fit
 
         fit(self, data, max_false_alarm=max_false_alarm, roi=roi, window=window, run=run)
         return self
 
     def predict(self, images: Any) -> ImageResult | list[ImageResult]:
         """Judge a path, a uint8 array, or a list of these; see `amiss.predict.predict`."""
-        from amiss.predict import predict  # noqa: PLC0415
+        from amiss.predict import predict
 
         return predict(self, images)
 
     def save(self, path: str | Path) -> Path:
         """Write the one-file artifact; see `amiss.artifact.save`."""
-        from amiss.artifact import save  # noqa: PLC0415
+        from amiss.artifact import save
 
         return save(self, path)
 
@@ -166,8 +167,7 @@ class Detector(nn.Module, ABC):
         if path is not None:
             mask = read_mask(path)
             height, width = mask.shape
-            mode = "letterbox" if self.config.resize == "letterbox" else "squash"
-            geometry = fit_frame((height, width), self.image_size, mode)
+            geometry = fit_frame((height, width), self.image_size, self.config.resize_mode)
             self.roi = torch.from_numpy(resize_mask(mask, geometry).copy())
 
     def require_fitted(self) -> None:

@@ -12,6 +12,7 @@ import typing
 from dataclasses import dataclass
 from typing import Any
 
+from amiss.data.geometry import ResizeMode
 from amiss.errors import OptionError
 
 
@@ -47,6 +48,11 @@ class Config:
         for field in dataclasses.fields(self):
             _check(type(self).__name__, field, hints[field.name], getattr(self, field.name))
 
+    @property
+    def resize_mode(self) -> ResizeMode:
+        """`resize` as the type that resizing wants."""
+        return "letterbox" if self.resize == "letterbox" else "squash"
+
     def as_dict(self) -> dict[str, Any]:
         """The options of JSON types."""
         return {k: list(v) if isinstance(v, tuple) else v for k, v in vars(self).items()}
@@ -58,7 +64,10 @@ class Config:
         unknown = sorted(set(values) - known)
         if unknown:
             raise OptionError(f"{cls.__name__} has no option {unknown[0]!r}.")
-        return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
+        fixed: dict[str, Any] = {
+            k: tuple(v) if isinstance(v, list) else v for k, v in values.items()
+        }
+        return cls(**fixed)
 
 
 def _check(owner: str, field: dataclasses.Field[Any], hint: Any, value: Any) -> None:

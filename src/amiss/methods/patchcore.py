@@ -15,7 +15,6 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from amiss.errors import DataError, OptionError
 from amiss.memory.bank import MemoryBank
@@ -43,8 +42,9 @@ from amiss.nn.backbone import DEFAULT_BACKBONE, FeatureExtractor
 from amiss.nn.blur import MapUpsampler
 from amiss.nn.parallel import ImageWorkers
 from amiss.nn.patches import embed_adaptive, embed_concat
+from amiss.nn.roi import RoiStore, roi_cells
 from amiss.run import Run, silent
-from amiss.types import Bool, Int64, Prediction, UInt8
+from amiss.types import Bool, Int64, Prediction
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -177,7 +177,7 @@ class PatchCore(Detector):
         if plan.chunk_rows is not None:
             return self._learn_stream(images, run, plan)
         embeddings = torch.empty(len(images), per_image, dim)
-        rois = _Rois(len(images), self.image_size)
+        rois = RoiStore(len(images), self.image_size)
         for indices, patches, roi in self._embed(images, np.arange(len(images)), run):
             embeddings[torch.from_numpy(indices)] = patches
             rois.put(indices, roi)
@@ -225,7 +225,9 @@ class PatchCore(Detector):
         )
         return Coreset(chosen.indices, covering_radius(flat, chosen.indices, allowed=allowed))
 
-    def _cross_conformal(self, embeddings: Tensor, inside: Bool, rois: _Rois, run: Run) -> HeldOut:
+    def _cross_conformal(
+        self, embeddings: Tensor, inside: Bool, rois: RoiStore, run: Run
+    ) -> HeldOut:
         """Score every image with a bank built from the other folds, so that none is wasted.
 
         The embeddings are at hand: a fold costs one selection and its own distances.
@@ -251,7 +253,7 @@ class PatchCore(Detector):
 
             mine = np.flatnonzero(fold == number)
             with ImageWorkers() as workers:
-                judged = workers.map(judge, mine)
+                judged = workers.map(judge, mine.tolist())
             for i, (score, peak, middle) in zip(mine, judged, strict=True):
                 scores[i], maxima[i], medians[i] = score, peak, middle
             run.progress("calibration", number + 1, n_folds)
@@ -270,7 +272,7 @@ class PatchCore(Detector):
         buffer = CoresetBuffer(dim, chunk_rows=plan.chunk_rows, keep=plan.keep)
         cell = torch.cartesian_prod(torch.arange(height), torch.arange(width)).to(torch.int32)
         for indices, patches, roi in self._embed(images, learned, run):
-            cells = None if roi is None else self._cells(roi, (height, width))
+            cells = None if roi is None else roi_cells(roi, (height, width))
             for row, i in enumerate(indices):
                 image = torch.full((len(cell), 1), int(i), dtype=torch.int32)
                 origin = torch.cat([image, cell], dim=1)
@@ -308,7 +310,7 @@ class PatchCore(Detector):
         _, height, width = self._grid()
         distance, nearest = bank.nearest(patches.reshape(B * P, D))
         distance, nearest = distance.view(B, P), nearest.view(B, P)
-        cells = None if roi is None else self._cells(roi, (height, width))
+        cells = None if roi is None else roi_cells(roi, (height, width))
         looked_at = distance if cells is None else distance.masked_fill(~cells, -1.0)
         s, worst = looked_at.max(dim=1)  # s* and the patch m^test,* that has it
         query = patches[torch.arange(B), worst]  # (B, D)
@@ -342,7 +344,7 @@ class PatchCore(Detector):
         distance, nearest = self.bank.nearest(patches.flatten(0, 1))
         distance, nearest = distance.view(B, -1), nearest.view(B, -1)
         if roi is not None:
-            distance = distance.masked_fill(~self._cells(roi, (height, width)), -1.0)
+            distance = distance.masked_fill(~roi_cells(roi, (height, width)), -1.0)
         s, worst = distance.max(dim=1)
         found = []
         for i in range(B):
@@ -387,10 +389,6 @@ class PatchCore(Detector):
             )
         return self._map_upsampler
 
-    @staticmethod
-    def _cells(roi: Tensor, grid: tuple[int, int]) -> Tensor:
-        return roi_cells(roi, grid)
-
     # --- storing ---------------------------------------------------------------------------
 
     @property
@@ -413,42 +411,6 @@ class PatchCore(Detector):
         dim = self._grid()[0]
         if self.bank.rows.shape[1] != dim:
             raise KeyError(f"bank rows of {dim} values")
-
-
-class _Rois:
-    """The regions of interest of n images, one bit a pixel; nothing is held until one is put."""
-
-    def __init__(self, n: int, size: tuple[int, int]) -> None:
-        self.n, self.size = n, size
-        self.packed: UInt8 | None = None
-
-    def put(self, indices: Int64, rois: Tensor | None) -> None:
-        if rois is None:
-            return
-        if self.packed is None:
-            self.packed = np.full((self.n, -(-self.size[0] * self.size[1] // 8)), 255, np.uint8)
-        self.packed[indices] = np.packbits(rois.flatten(1).numpy(), axis=1)
-
-    def get(self, index: int) -> Tensor | None:
-        """(1, H, W) bool, or None for everywhere."""
-        if self.packed is None:
-            return None
-        H, W = self.size
-        bits = np.unpackbits(self.packed[index], count=H * W)
-        return torch.from_numpy(bits.astype(np.bool_)).view(1, H, W)
-
-    def cells(self, grid: tuple[int, int]) -> Bool:
-        """(n, h * w) bool: the cells that lie inside."""
-        if self.packed is None:
-            return np.ones((self.n, grid[0] * grid[1]), dtype=np.bool_)
-        rows = [roi_cells(roi, grid) for i in range(self.n) if (roi := self.get(i)) is not None]
-        return torch.cat(rows).numpy()
-
-
-def roi_cells(roi: Tensor, grid: tuple[int, int]) -> Tensor:
-    """(B, H, W) bool -> (B, h * w) bool: cells of which at least half lies inside."""
-    share = F.adaptive_avg_pool2d(roi[:, None].float(), grid)
-    return (share >= 0.5).flatten(1)
 
 
 def _cell_box(row: int, column: int, height: int, width: int) -> list[float]:

@@ -112,7 +112,7 @@ class FeatureExtractor(nn.Module):
     def forward(self, images: Tensor) -> list[Tensor]:
         # On a CPU one image at a time: its maps stay in the cache (a batch of 8 takes a third
         # longer per image), and a score cannot depend on batch-mates, not even in the last bit.
-        if images.device.type == "cpu" and len(images) > 1 and not torch.jit.is_tracing():
+        if images.device.type == "cpu" and len(images) > 1 and not torch.compiler.is_compiling():
             maps = [self._features(image) for image in images.split(1)]
             return [torch.cat(layer) for layer in zip(*maps, strict=True)]
         return self._features(images)
@@ -157,7 +157,7 @@ class _Zoo:
     def __init__(self, backbone: str, layers: Sequence[str], weights: str, seed: int) -> None:
         timm = _import_timm()
         if backbone not in timm.list_models():
-            near = timm.list_models(f"*{backbone.split('_')[0]}*")[:5]
+            near = timm.list_models(f"*{backbone.split('_', maxsplit=1)[0]}*")[:5]
             raise OptionError(
                 f"Unknown backbone {backbone!r}.",
                 hint=f"Names that look alike: {', '.join(near) or 'none'}.",
@@ -207,7 +207,7 @@ class _Zoo:
 
 def _import_timm() -> Any:
     try:
-        import timm  # noqa: PLC0415 - 2 s and 230 MB that a saved detector does without
+        import timm
     except ImportError as error:
         raise MissingDependencyError(
             "Building a backbone needs timm, which is not installed.",
@@ -224,7 +224,7 @@ def _create(timm: Any, backbone: str, indices: tuple[int, ...], hub: bool) -> An
 
 def _require_hub(timm: Any, backbone: str) -> None:
     """Fail at once, not after minutes of retries, when the hub cannot be reached."""
-    from huggingface_hub import constants  # noqa: PLC0415
+    from huggingface_hub import constants
 
     host = urlparse(constants.ENDPOINT).hostname or ""
     try:
@@ -239,7 +239,8 @@ def _require_hub(timm: Any, backbone: str) -> None:
 def _layer_index(probe: Any, layer: str, backbone: str) -> int:
     names, strides = probe.feature_info.module_name(), probe.feature_info.reduction()
     if layer.isdigit() and int(layer) in strides:
-        return len(strides) - 1 - strides[::-1].index(int(layer))  # the deepest of that stride
+        deepest: int = len(strides) - 1 - strides[::-1].index(int(layer))
+        return deepest  # the deepest of that stride
     if layer in names:
         return int(names.index(layer))
     raise OptionError(
@@ -332,7 +333,7 @@ def _file_state(path: Path) -> tuple[dict[str, Tensor], str, str]:
     digest = _sha256(path)
     try:
         if path.suffix == ".safetensors":
-            from safetensors.torch import load_file  # noqa: PLC0415
+            from safetensors.torch import load_file
 
             state: Any = load_file(path)
         else:

@@ -63,9 +63,9 @@ class MapUpsampler(nn.Module):
 
     def forward(self, distances: Tensor, inside: Tensor | None = None) -> Tensor:
         if inside is None:
-            return self._apply(distances)
-        weight = self._apply(inside.to(distances.dtype))
-        return self._apply(distances * inside) / weight.clamp_min(math.ulp(1.0))
+            return self._spread(distances)
+        weight = self._spread(inside.to(distances.dtype))
+        return self._spread(distances * inside) / weight.clamp_min(math.ulp(1.0))
 
-    def _apply(self, x: Tensor) -> Tensor:
+    def _spread(self, x: Tensor) -> Tensor:
         return self.rows @ x @ self.columns.T

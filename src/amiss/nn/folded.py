@@ -8,7 +8,7 @@ release of one can change what it computes.
 from __future__ import annotations
 
 import operator
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, cast
 
 import torch
@@ -18,13 +18,13 @@ from torch.nn import functional as F
 Step = dict[str, Any]
 """One step: `op`, `inputs` (numbers of earlier values, 0 is the image), and the op's settings."""
 
-_ACTIVATIONS = {
+_ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "relu": lambda x: F.relu(x, inplace=True),
     "relu6": lambda x: F.relu6(x, inplace=True),
     "silu": lambda x: F.silu(x, inplace=True),
     "hardswish": lambda x: F.hardswish(x, inplace=True),
     "sigmoid": torch.sigmoid,
-    "hardsigmoid": lambda x: F.hardsigmoid(x),
+    "hardsigmoid": F.hardsigmoid,
 }
 _ACTIVATION_TYPES: dict[type[nn.Module], str] = {
     nn.ReLU: "relu",
@@ -41,7 +41,7 @@ class CannotFoldError(Exception):
 
 
 class FoldedNetwork(nn.Module):
-    """Runs steps in order: images (B, C, H, W) float32 -> the listed values, each (B, C_l, H_l, W_l).
+    """Runs steps in order: images (B, C, H, W) float32 -> the listed values (B, C_l, H_l, W_l).
 
     Weights are channels-last; every intermediate value is dropped after its last use.
     """

@@ -15,7 +15,7 @@ __all__ = ["write_report"]
 
 def __getattr__(name: str) -> Any:
     if name == "write_report":
-        from amiss.report.html import write_report  # noqa: PLC0415
+        from amiss.report.html import write_report
 
         return write_report
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,0 +1,46 @@
+"""Regions of interest, on the way from pixels to the cells of a feature grid."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from amiss.types import Bool, Int64, UInt8
+
+
+class RoiStore:
+    """The regions of interest of n images, one bit a pixel; nothing is held until one is put."""
+
+    def __init__(self, n: int, size: tuple[int, int]) -> None:
+        self.n, self.size = n, size
+        self.packed: UInt8 | None = None
+
+    def put(self, indices: Int64, rois: Tensor | None) -> None:
+        if rois is None:
+            return
+        if self.packed is None:
+            self.packed = np.full((self.n, -(-self.size[0] * self.size[1] // 8)), 255, np.uint8)
+        self.packed[indices] = np.packbits(rois.flatten(1).numpy(), axis=1)
+
+    def get(self, index: int) -> Tensor | None:
+        """(1, H, W) bool, or None for everywhere."""
+        if self.packed is None:
+            return None
+        H, W = self.size
+        bits = np.unpackbits(self.packed[index], count=H * W)
+        return torch.from_numpy(bits.astype(np.bool_)).view(1, H, W)
+
+    def cells(self, grid: tuple[int, int]) -> Bool:
+        """(n, h * w) bool: the cells that lie inside."""
+        if self.packed is None:
+            return np.ones((self.n, grid[0] * grid[1]), dtype=np.bool_)
+        rows = [roi_cells(roi, grid) for i in range(self.n) if (roi := self.get(i)) is not None]
+        return torch.cat(rows).numpy()
+
+
+def roi_cells(roi: Tensor, grid: tuple[int, int]) -> Tensor:
+    """(B, H, W) bool -> (B, h * w) bool: cells of which at least half lies inside."""
+    share = F.adaptive_avg_pool2d(roi[:, None].float(), grid)
+    return (share >= 0.5).flatten(1)
