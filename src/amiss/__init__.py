@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from amiss import memory, metrics
     from amiss.data.doctor import check
-    from amiss.evaluate import Report, evaluate
+    from amiss.evaluate import evaluate
     from amiss.methods.patchcore import PatchCore
+    from amiss.outcome import Report
     from amiss.run import Run
     from amiss.runtime import load
     from amiss.types import ImageResult, Prediction, Record
@@ -41,7 +42,7 @@ _PLACES = {
     "PatchCore": "amiss.methods.patchcore",
     "Prediction": "amiss.types",
     "Record": "amiss.types",
-    "Report": "amiss.evaluate",
+    "Report": "amiss.outcome",
     "Run": "amiss.run",
     "check": "amiss.data.doctor",
     "evaluate": "amiss.evaluate",

@@ -159,16 +159,18 @@ def run_fit(  # noqa: PLR0913 - one parameter per flag
         raise OptionError(f"The output {output} does not end in .amiss.", hint="Name it so.")
     if not output.parent.is_dir():
         raise OptionError(f"There is no folder {output.parent} to write to.", hint="Make it first.")
+    partial = output.with_name(output.name + ".partial")
     with progress_bar(json) as progress:
         run = Run(
             seed=seed, max_memory_mib=parse_memory(max_memory), progress=progress,
-            say=mute if json else say,
+            say=mute if json else say, partial=partial,
         )  # fmt: skip
         fit(
             detector, index(data, layout=layout), max_false_alarm=max_false_alarm,
             roi=roi, window=window, run=run,
         )  # fmt: skip
     detector.save(output)
+    partial.unlink(missing_ok=True)
     training, calibration = detector.training_facts, detector.calibration
     if json:
         print_json(

@@ -14,9 +14,10 @@ from amiss.calibration import calibrate, check_rate
 from amiss.data.index import Dataset, Source, index
 from amiss.data.stream import ImageStream
 from amiss.errors import DataError
-from amiss.methods.base import Detector, HeldOut, Normals
+from amiss.methods.base import Detector, Normals
+from amiss.methods.held_out import HeldOut
 from amiss.run import Run
-from amiss.types import Record
+from amiss.types import Record, UInt8
 from amiss.versions import versions
 
 
@@ -67,10 +68,9 @@ def fit(
         if len(held_out.scores)
         else None
     )  # fmt: skip
-    digests = [images.digests[i] for i in range(len(images))]
-    detector.training_digests = np.frombuffer(b"".join(digests), dtype=np.uint8).reshape(-1, 8)
+    detector.training_digests = images.digest_rows(len(images)).numpy()
     detector.training_facts = {
-        **_data_facts(dataset, records, digests),
+        **_data_facts(dataset, records, detector.training_digests),
         "window": window,
         "roi": None if roi is None else Path(roi).name,
         "seed": run.seed,
@@ -87,16 +87,14 @@ def fit(
     return detector
 
 
-def _data_facts(
-    dataset: Dataset, records: Sequence[Record], digests: Sequence[bytes]
-) -> dict[str, Any]:
+def _data_facts(dataset: Dataset, records: Sequence[Record], digests: UInt8) -> dict[str, Any]:
     return {
         "name": dataset.name,
         "layout": dataset.layout,
         "root": str(dataset.root),
         "n_normal": len(records),
         "files": [dataset.key(record) for record in records],
-        "fingerprint": hashlib.sha256(b"".join(sorted(digests))).hexdigest(),
+        "fingerprint": hashlib.sha256(b"".join(sorted(map(bytes, digests)))).hexdigest(),
         "notes": list(dataset.notes),
     }
 

@@ -15,7 +15,7 @@ from made_report import (
 )
 from PIL import Image
 
-from amiss.evaluate import Report
+from amiss.outcome import Report
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from amiss.evaluate import Judged, Report
+from amiss.outcome import Judged, Report
 from amiss.types import ImageResult, Region
 
 NBSP = "\u00a0"

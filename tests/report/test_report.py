@@ -26,7 +26,7 @@ from PIL import Image
 
 from amiss.data.geometry import fit_frame
 from amiss.errors import DataError
-from amiss.evaluate import Report
+from amiss.outcome import Report
 from amiss.report import write_report
 from amiss.report.gallery import pictured
 from amiss.report.html import render

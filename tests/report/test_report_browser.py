@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from amiss.evaluate import Report
+from amiss.outcome import Report
 from amiss.report import write_report
 from amiss.report.html import render
 

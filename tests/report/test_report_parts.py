@@ -12,7 +12,7 @@ from made_report import (
 )
 
 from amiss.errors import OptionError
-from amiss.evaluate import Report
+from amiss.outcome import Report
 from amiss.report.figures import Series, histogram, pro_curve, roc_curve
 from amiss.report.html import render
 from amiss.report.overlay import OPACITY, heat_map, outline, overlay

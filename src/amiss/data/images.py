@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
+from PIL.TiffImagePlugin import TiffImageFile
 
 from amiss.data.decoding import MAX_PIXELS, load_pixels, read_bytes, read_header
 from amiss.data.window import Window, apply_window, parse_window
@@ -35,6 +36,7 @@ _UPRIGHT = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+_SIDEWAYS = (5, 6, 7, 8)
 
 
 class DecodedFile(NamedTuple):
@@ -109,12 +111,19 @@ def read_mask_values(path: str | Path, *, max_pixels: int = MAX_PIXELS) -> npt.N
 
 
 def stored_size(path: str | Path) -> tuple[int, int]:
-    """(height, width) from the header, before any EXIF orientation; nothing is decoded.
+    """(height, width) of the image that `read_image` would return, from what the header stores.
 
-    Raises ImageError like `read_image`.
+    Nothing is decoded. Raises ImageError like `read_image`.
     """
     image = read_header(read_bytes(path), path, MAX_PIXELS)
-    return image.height, image.width
+    if isinstance(image, TiffImageFile):
+        # From the tags, since Pillow's own size of a turned TIFF differs between its versions.
+        W, H, orientation = image.tag_v2[256], image.tag_v2[257], image.tag_v2.get(_ORIENTATION, 1)
+    else:
+        W, H = image.size
+        # Asked only where it costs nothing: for a PNG without EXIF, Pillow would decode all of it.
+        orientation = _orientation(image) if "exif" in image.info else 1
+    return (W, H) if orientation in _SIDEWAYS else (H, W)
 
 
 def decode_bytes(
@@ -218,12 +227,17 @@ def write_bytes_atomic(path: str | Path, data: bytes) -> None:
 def _upright(loaded: Image.Image, pixels: Image.Image | None = None) -> Image.Image:
     """`pixels` (by default `loaded` itself) turned as the EXIF orientation of `loaded` says."""
     pixels = loaded if pixels is None else pixels
-    try:
-        orientation = loaded.getexif().get(_ORIENTATION, 1)
-    except Exception:  # damaged metadata does not make the pixels worthless
-        return pixels
     # Pillow turns TIFF itself and drops the tag.
+    orientation = _orientation(loaded)
     return pixels.transpose(_UPRIGHT[orientation]) if orientation in _UPRIGHT else pixels
+
+
+def _orientation(image: Image.Image) -> int:
+    """The EXIF orientation, 1 where there is none."""
+    try:
+        return int(image.getexif().get(_ORIENTATION, 1))
+    except Exception:  # damaged metadata does not make the pixels worthless
+        return 1
 
 
 def _is_deep(mode: str) -> bool:

@@ -18,7 +18,6 @@ ICLR 2018; used by PatchCore, CVPR 2022, algorithm 1.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import overload
 
@@ -79,7 +78,7 @@ def greedy_coreset(
     *,
     start: int = 0,
     allowed: Bool | None = None,
-    resume: Sequence[int] = (),
+    picks: list[int] | None = None,
     progress: Progress = silent,
 ) -> Coreset:
     """`k_center_greedy` with its covering radius, over the `allowed` rows only, resumable.
@@ -87,16 +86,19 @@ def greedy_coreset(
     Args:
         embeddings: (N, D) float32 CPU tensor, finite. Not copied.
         allowed: (N,) bool; rows that may be picked and must be covered. None allows all.
-        resume: picks already made by an interrupted call with the same arguments.
+        picks: what an interrupted call with the same arguments had picked; grows as picks are
+            made, so that whoever holds the list can go on after an interruption.
 
     Raises:
-        OptionError: as `k_center_greedy`; also a start or resumed pick that is not allowed.
+        OptionError: as `k_center_greedy`; also a start that is not allowed.
     """
     _validate(embeddings, size, start, allowed)
     search = _LazyGreedy(embeddings, size, allowed)
-    search.add(list(resume) or [start])
+    made = [] if picks is None else picks
+    search.add(made[:size] or [start])
     while len(search.picks) < size:
         search.settle_picks(limit=size)
+        made[:] = search.picks
         progress("coreset", len(search.picks), size)
     return Coreset(np.array(search.picks[:size], dtype=np.int64), search.radius())
 

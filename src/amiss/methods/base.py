@@ -6,7 +6,7 @@ import dataclasses
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import numpy as np
 import torch
@@ -18,27 +18,12 @@ from amiss.data.index import Source
 from amiss.data.stream import Batch, ImageStream
 from amiss.errors import NotFittedError
 from amiss.methods.options import Config
-from amiss.nn.parallel import ImageWorkers
 from amiss.run import Run
-from amiss.types import Float64, ImageResult, Int64, Prediction, UInt8
+from amiss.types import ImageResult, Int64, Prediction, UInt8
 
 if TYPE_CHECKING:
     from amiss.calibration import Calibration
-
-
-class HeldOut(NamedTuple):
-    """Raw scores of normal images by a model that had not seen them, in the order of `indices`.
-
-    `scores` (n,) float64; `map_maxima` (n,) float64, the largest map value of each image inside its
-    region of interest, and `map_medians` (n,), the middle one; both None for methods that do not
-    localize. `how` says in words where the scores come from.
-    """
-
-    indices: Int64
-    scores: Float64
-    map_maxima: Float64 | None
-    map_medians: Float64 | None
-    how: str
+    from amiss.methods.held_out import HeldOut
 
 
 class Normals:
@@ -63,6 +48,15 @@ class Normals:
             batch.indices = indices[batch.indices]
             self.digests.update(zip(batch.indices.tolist(), batch.digests, strict=True))
             yield batch
+
+    def digest_rows(self, count: int) -> Tensor:
+        """(count, 8) uint8: the digests of the first `count` images."""
+        joined = b"".join(self.digests[i] for i in range(count))
+        return torch.from_numpy(np.frombuffer(joined, dtype=np.uint8).copy()).view(count, 8)
+
+    def restore_digests(self, rows: Tensor) -> None:
+        """Remember images that an interrupted pass has read."""
+        self.digests.update(enumerate(bytes(row) for row in rows.numpy()))
 
 
 class Detector(nn.Module, ABC):
@@ -183,62 +177,3 @@ def to_tensors(batch_images: UInt8, rois: Any | None) -> tuple[Tensor, Tensor | 
     """(B, H, W, 3) uint8 array -> (B, 3, H, W) view of it, channels last; rois alike."""
     images = torch.from_numpy(batch_images).permute(0, 3, 1, 2)
     return images, None if rois is None else torch.from_numpy(rois)
-
-
-def score_held_out(
-    detector: Detector, images: Normals, indices: Int64, run: Run, how: str
-) -> HeldOut:
-    """`forward` over normals that `detector` has not learned from."""
-    scores: list[float] = []
-    maxima: list[float] = []
-    medians: list[float] = []
-    order: list[int] = []
-    for batch in images.only(indices, run.batch_size):
-        with ImageWorkers() as workers:
-            for score, maps, roi in predict_batch(detector, batch, workers):
-                scores.append(float(score))
-                if maps is not None:
-                    peak, middle = map_statistics(maps, roi)
-                    maxima.append(float(peak))
-                    medians.append(float(middle))
-        order.extend(batch.indices.tolist())
-        run.progress("calibration", len(order), len(indices))
-    return HeldOut(
-        np.array(order, dtype=np.int64),
-        np.array(scores),
-        np.array(maxima) if maxima else None,
-        np.array(medians) if medians else None,
-        how,
-    )
-
-
-def predict_batch(
-    detector: Detector, batch: Batch, workers: ImageWorkers
-) -> list[tuple[Tensor, Tensor | None, Tensor | None]]:
-    """(score (1,), map (1, H, W) or None, roi (1, H, W) or None) of each image of a batch."""
-    x, rois = to_tensors(batch.images, batch.rois)
-
-    def judge(i: int) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        roi = None if rois is None else rois[i : i + 1]
-        return *detector(x[i : i + 1], roi), roi
-
-    return workers.map(judge, range(len(x)))
-
-
-def map_statistics(maps: Tensor, roi: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Largest and median value of each map (B, H, W) inside its region of interest: (B,), (B,)."""
-    if roi is None:
-        flat = maps.flatten(1)
-        return flat.amax(1), flat.median(1).values
-    inside = [m[r] for m, r in zip(maps, roi, strict=True)]
-    return torch.stack([m.max() for m in inside]), torch.stack([m.median() for m in inside])
-
-
-def fold_numbers(n: int, folds: int, seed: int) -> Int64:
-    """(n,) int64: the fold of each image, of near equal sizes, drawn at random.
-
-    `folds` 0 takes n folds up to 20 images, ten up to 100, else five: with few images each of them
-    weighs more, and a fold costs less.
-    """
-    wanted = folds or (n if n <= 20 else 10 if n <= 100 else 5)
-    return np.random.default_rng(seed).permutation(np.arange(n) % min(wanted, n))

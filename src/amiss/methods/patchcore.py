@@ -8,7 +8,7 @@ differs, is listed in docs/methods/patchcore.md; each difference is an option he
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -16,35 +16,27 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from amiss.errors import DataError, OptionError
+from amiss.errors import OptionError
 from amiss.memory.bank import MemoryBank
 from amiss.memory.buffer import CoresetBuffer
-from amiss.memory.coreset import (
-    Coreset,
-    covering_radius,
-    greedy_coreset,
-    random_coreset,
-    random_projection,
-)
+from amiss.memory.coreset import Coreset
+from amiss.memory.embeddings import Embeddings
 from amiss.memory.neighbors import distances_to
 from amiss.memory.plan import MemoryPlan, plan_memory
-from amiss.methods.base import (
-    Detector,
-    HeldOut,
-    Normals,
-    fold_numbers,
-    map_statistics,
-    score_held_out,
-    to_tensors,
-)
+from amiss.memory.selection import Selection, sample_rows
+from amiss.methods.base import Detector, Normals, to_tensors
+from amiss.methods.held_out import HeldOut, Judge, cross_conformal, score_held_out
 from amiss.methods.options import Config, option
+from amiss.methods.partial import Partial
 from amiss.nn.backbone import DEFAULT_BACKBONE, FeatureExtractor
 from amiss.nn.blur import MapUpsampler
 from amiss.nn.parallel import ImageWorkers
 from amiss.nn.patches import embed_adaptive, embed_concat
-from amiss.nn.roi import RoiStore, roi_cells
-from amiss.run import Run, silent
+from amiss.nn.roi import roi_cells
+from amiss.run import Run, mute
 from amiss.types import Bool, Int64, Prediction
+
+_SAMPLE = 2048  # patches on which an approximate index is measured
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,6 +84,12 @@ class PatchCoreConfig(Config):
         9, "b: bank neighbours in the image score's re-weighting; 1 turns it off",
         low=1, high=1000, paper="not stated",
     )  # fmt: skip
+    search: str = option(
+        "auto",
+        "exact, approximate, or auto: approximate from 50,000 bank rows on",
+        choices=("auto", "exact", "approximate"),
+        paper="approximate (faiss)",
+    )
     distance: str = option(
         "euclidean",
         "euclidean, or squared as in the authors' code",
@@ -146,6 +144,7 @@ class PatchCore(Detector):
         coreset: str = PatchCoreConfig.coreset,
         projection_dim: int = PatchCoreConfig.projection_dim,
         num_neighbors: int = PatchCoreConfig.num_neighbors,
+        search: str = PatchCoreConfig.search,
         distance: str = PatchCoreConfig.distance,
         blur_sigma: float = PatchCoreConfig.blur_sigma,
         folds: int = PatchCoreConfig.folds,
@@ -172,24 +171,35 @@ class PatchCore(Detector):
         dim, height, width = self._grid()
         per_image = height * width
         rows = len(images) * per_image
-        plan = plan_memory(rows, dim, self._size(rows), limit_mib=run.max_memory_mib)
+        plan = plan_memory(
+            rows, dim, self._selection(run).count(rows), limit_mib=run.max_memory_mib
+        )
         run.say(plan.describe())
         if plan.chunk_rows is not None:
             return self._learn_stream(images, run, plan)
-        embeddings = torch.empty(len(images), per_image, dim)
-        rois = RoiStore(len(images), self.image_size)
-        for indices, patches, roi in self._embed(images, np.arange(len(images)), run):
-            embeddings[torch.from_numpy(indices)] = patches
-            rois.put(indices, roi)
-        inside = rois.cells((height, width))
-        self._remember(embeddings.flatten(0, 1), inside.reshape(-1), run)
-        return self._cross_conformal(embeddings, inside, rois, run)
+        job = Partial(run.partial, cfg.as_dict() | {"seed": run.seed}, list(images.stream.records))
+        store = Embeddings(len(images), per_image, dim, self.image_size)
+        kept = job.load()
+        if kept:
+            images.restore_digests(kept["digests"])
+            store.restore(kept)
+            run.say(f"going on after {store.done} images and {len(store.picks)} picks")
+        try:
+            for indices, patches, roi in self._embed(images, range(store.done, len(images)), run):
+                store.put(indices, patches, roi)
+            inside = store.inside((height, width))
+            self._remember(store, inside.reshape(-1), run)
+            return self._cross_conformal(store, inside, run)
+        except KeyboardInterrupt:
+            job.save(store.tensors() | {"digests": images.digest_rows(store.done)})
+            raise
 
     def _embed(
-        self, images: Normals, indices: Int64, run: Run
+        self, images: Normals, numbers: Iterable[int], run: Run
     ) -> Iterator[tuple[Int64, Tensor, Tensor | None]]:
         """Batches of (numbers of the images, patches (B, P, D), rois (B, H, W) or None)."""
         done = 0
+        indices = np.array(numbers, dtype=np.int64)
         with ImageWorkers() as workers:
             for batch in images.only(indices, run.batch_size):
                 x, roi = to_tensors(batch.images, batch.rois)
@@ -198,69 +208,49 @@ class PatchCore(Detector):
                 run.progress("features", done, len(indices))
                 yield batch.indices, embedding.flatten(2).transpose(1, 2), roi
 
-    def _remember(self, flat: Tensor, inside: Bool, run: Run) -> None:
+    def _remember(self, store: Embeddings, inside: Bool, run: Run) -> None:
         """Choose the bank among all patches (n * P, D) that lie inside."""
-        chosen = self._choose(flat, inside, run)
-        picks = torch.from_numpy(chosen.indices)
-        self._set_bank(flat[picks], self._origin(picks), int(inside.sum()), chosen.radius)
-
-    def _set_bank(self, rows: Tensor, origin: Tensor, seen: int, radius: float) -> None:
-        self.bank = MemoryBank(rows, num_neighbors=self.config.num_neighbors, origin=origin)
-        self.facts = {"patches_seen": seen, "bank_rows": len(rows), "covering_radius": radius}
-
-    def _choose(self, flat: Tensor, inside: Bool, run: Run) -> Coreset:
-        cfg = self.config
-        if not inside.any():
-            raise DataError("The region of interest leaves no patch to learn from.")
-        size = self._size(int(inside.sum()))
-        allowed = None if inside.all() else inside
-        if cfg.coreset == "random":
-            return random_coreset(flat, size, seed=run.seed, allowed=allowed)
-        start = int(np.random.default_rng(run.seed).choice(np.flatnonzero(inside)))
-        if not cfg.projection_dim:
-            return greedy_coreset(flat, size, start=start, allowed=allowed, progress=run.progress)
-        projected = random_projection(flat, cfg.projection_dim, seed=run.seed)
-        chosen = greedy_coreset(
-            projected, size, start=start, allowed=allowed, progress=run.progress
+        chosen = self._selection(run).choose(
+            store.flat, inside, picks=store.picks, progress=run.progress
         )
-        return Coreset(chosen.indices, covering_radius(flat, chosen.indices, allowed=allowed))
+        self.bank = self._bank(store.flat, chosen, inside, run)
+        self._note(int(inside.sum()), chosen.radius)
 
-    def _cross_conformal(
-        self, embeddings: Tensor, inside: Bool, rois: RoiStore, run: Run
-    ) -> HeldOut:
-        """Score every image with a bank built from the other folds, so that none is wasted.
+    def _bank(self, flat: Tensor, chosen: Coreset, inside: Bool, run: Run) -> MemoryBank:
+        picks = torch.from_numpy(chosen.indices)
+        bank = MemoryBank(
+            flat[picks], num_neighbors=self.config.num_neighbors, origin=self._origin(picks)
+        )
+        sample = sample_rows(flat, inside, _SAMPLE, run.seed)
+        bank.choose_search(self.config.search, sample, seed=run.seed, say=run.say)
+        return bank
 
-        The embeddings are at hand: a fold costs one selection and its own distances.
-        """
-        n = len(embeddings)
-        fold = fold_numbers(n, self.config.folds, run.seed)
-        n_folds = int(fold.max()) + 1 if n > 1 else 0
-        scores, maxima, medians = torch.zeros(n), torch.zeros(n), torch.zeros(n)
-        flat = embeddings.flatten(0, 1)
-        quiet = dataclasses.replace(run, progress=silent)
-        for number in range(n_folds):
-            others = inside & (fold != number)[:, None]
-            picks = torch.from_numpy(self._choose(flat, others.reshape(-1), quiet).indices)
-            bank = MemoryBank(
-                flat[picks], num_neighbors=self.config.num_neighbors, origin=self._origin(picks)
-            )
+    def _selection(self, run: Run) -> Selection:
+        cfg = self.config
+        return Selection(
+            cfg.coreset, cfg.coreset_ratio, cfg.coreset_size, cfg.projection_dim, run.seed
+        )
 
-            def judge(i: int, bank: MemoryBank = bank) -> tuple[Tensor, Tensor, Tensor]:
-                roi = rois.get(i)
-                prediction = self._score(bank, embeddings[i : i + 1], roi)
-                assert prediction.anomaly_map is not None
-                return prediction.score, *map_statistics(prediction.anomaly_map, roi)
+    def _note(self, seen: int, radius: float) -> None:
+        assert self.bank is not None
+        self.facts = {"patches_seen": seen, "rows": len(self.bank), "covering_radius": radius}
 
-            mine = np.flatnonzero(fold == number)
-            with ImageWorkers() as workers:
-                judged = workers.map(judge, mine.tolist())
-            for i, (score, peak, middle) in zip(mine, judged, strict=True):
-                scores[i], maxima[i], medians[i] = score, peak, middle
-            run.progress("calibration", number + 1, n_folds)
-        order = np.arange(n if n_folds else 0)
-        values = [t[order].double().numpy() for t in (scores, maxima, medians)]
-        how = f"cross-conformal over {n_folds} folds of {n} normal images"
-        return HeldOut(order, values[0], values[1], values[2], how)
+    def _cross_conformal(self, store: Embeddings, inside: Bool, run: Run) -> HeldOut:
+        """The embeddings are at hand: a fold costs one selection and its own distances."""
+        quiet = dataclasses.replace(run, say=mute)
+
+        def learn(images: Bool) -> Judge:
+            others = (inside & images[:, None]).reshape(-1)
+            chosen = self._selection(run).choose(store.flat, others)
+            bank = self._bank(store.flat, chosen, others, quiet)
+
+            def judge(i: int) -> tuple[Prediction[Tensor], Tensor | None]:
+                roi = store.rois.get(i)
+                return self._score(bank, store.patches[i : i + 1], roi), roi
+
+            return judge
+
+        return cross_conformal(len(store.patches), self.config.folds, run, learn)
 
     def _learn_stream(self, images: Normals, run: Run, plan: MemoryPlan) -> HeldOut:
         """Reduce the embeddings as they come; calibrate on a fifth of the images, held out."""
@@ -279,8 +269,11 @@ class PatchCore(Detector):
                 kept = slice(None) if cells is None else cells[row]
                 buffer.add(patches[row][kept], origin[kept])
         seen = buffer.rows_seen
-        rows, origin, radius = buffer.finish(self._size(seen), progress=run.progress)
-        self._set_bank(rows, origin, seen, radius)
+        size = self._selection(run).count(seen)
+        rows, origin, radius = buffer.finish(size, progress=run.progress)
+        self.bank = MemoryBank(rows, num_neighbors=self.config.num_neighbors, origin=origin)
+        self.bank.choose_search(self.config.search, patches[0], seed=run.seed, say=run.say)
+        self._note(seen, radius)
         how = f"{len(held_out)} of {n} normal images, held out"
         return score_held_out(self, images, held_out, run, how)
 
@@ -360,11 +353,6 @@ class PatchCore(Detector):
         return found
 
     # --- sizes -----------------------------------------------------------------------------
-
-    def _size(self, rows: int) -> int:
-        """Rows of the coreset of `rows` patches: l = floor(ratio * |M|), at least one."""
-        wanted = self.config.coreset_size or int(self.config.coreset_ratio * rows)
-        return min(rows, max(1, wanted))
 
     def _grid(self) -> tuple[int, int, int]:
         """(D, h, w) of the patch grid, measured once by a black image."""

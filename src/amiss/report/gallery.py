@@ -21,7 +21,7 @@ from amiss.report.phrasing import decision, truth
 from amiss.types import ANOMALOUS, NORMAL, Bool, Region, UInt8
 
 if TYPE_CHECKING:  # evaluation loads the network's libraries; a page needs only its outcome
-    from amiss.evaluate import Judged, Report
+    from amiss.outcome import Judged, Report
 
 SIDE_PX = 320
 PATCH_PX = 104

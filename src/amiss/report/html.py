@@ -43,7 +43,7 @@ from amiss.report.provenance import notes, sections
 from amiss.types import ANOMALOUS, NORMAL
 
 if TYPE_CHECKING:  # evaluation loads the network's libraries; a page needs only its outcome
-    from amiss.evaluate import Judged, Report
+    from amiss.outcome import Judged, Report
 
 UNSEEN = "that neither the model nor the threshold saw"
 _METRIC_NAMES = {

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from amiss.evaluate import Report, add_evidence
+from amiss.evaluate import add_evidence
 from amiss.methods.base import Detector
+from amiss.outcome import Report
 from amiss.report.gallery import pictured
 from amiss.report.html import write_report
 

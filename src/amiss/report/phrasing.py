@@ -11,7 +11,7 @@ import numpy as np
 from amiss.types import ANOMALOUS, NORMAL, Float64
 
 if TYPE_CHECKING:  # evaluation loads the network's libraries; a page needs only its outcome
-    from amiss.evaluate import Judged, Report
+    from amiss.outcome import Judged, Report
 
 NBSP = "\u00a0"
 # The policies of `amiss.calibration` that promise no false-alarm rate.

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from amiss.report.phrasing import duration, number
 
 if TYPE_CHECKING:  # evaluation loads the network's libraries; a page needs only its outcome
-    from amiss.evaluate import Report
+    from amiss.outcome import Report
 
 Rows = list[tuple[str, str]]
 

@@ -1,0 +1,59 @@
+"""`Partial`: what an interrupted fit has done, kept for the next call with the same arguments."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from amiss.types import Record
+
+
+class Partial:
+    """One file beside the output. Without a path it keeps nothing.
+
+    `fingerprint` names the job: options, seed, and the files with their sizes and times. A file
+    left by another job is ignored, and overwritten at the next interruption.
+    """
+
+    def __init__(self, path: Path | None, options: dict[str, Any], records: list[Record]) -> None:
+        self.path = path
+        self.fingerprint = _fingerprint(options, records) if path is not None else ""
+
+    def load(self) -> dict[str, Tensor]:
+        """What the same job left behind; empty when there is nothing."""
+        if self.path is None or not self.path.is_file():
+            return {}
+        try:
+            with safe_open(self.path, framework="pt") as file:
+                if (file.metadata() or {}).get("job") != self.fingerprint:
+                    return {}
+                return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        except (SafetensorError, OSError):  # cut short: as good as nothing
+            return {}
+
+    def save(self, tensors: dict[str, Tensor]) -> None:
+        """Keep these, complete or not at all."""
+        if self.path is None:
+            return
+        temporary = self.path.with_name(f".{self.path.name}.{os.getpid()}.tmp")
+        try:
+            save_file(tensors, temporary, metadata={"job": self.fingerprint})
+            temporary.replace(self.path)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+def _fingerprint(options: dict[str, Any], records: list[Record]) -> str:
+    sha = hashlib.sha256(json.dumps(options, sort_keys=True).encode())
+    for record in records:
+        stat = record.path.stat()
+        line = [str(record.path), record.crop, str(record.roi), stat.st_size, stat.st_mtime_ns]
+        sha.update(json.dumps(line).encode())
+    return sha.hexdigest()

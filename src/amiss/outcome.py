@@ -1,0 +1,118 @@
+"""`Report` and `Judged`: what an evaluation found, ready for a page, a terminal or JSON."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from amiss.data.geometry import Geometry
+from amiss.types import Float32, Float64, ImageResult, Int64
+
+
+@dataclass(slots=True)
+class Judged:
+    """One test image: the truth, the detector's decision and the evidence for it.
+
+    `result.anomaly_map` is dropped here; `map` (h, w) float32 is the map at the detector's input
+    size. `nearest` names the normal training image, and the patch of it, that the most anomalous
+    patch was compared with (methods with a memory bank): keys `path` (str), `box` (top, left,
+    bottom, right in pixels of that image), `distance` (float); None elsewhere.
+    """
+
+    path: Path
+    label: int
+    kind: str | None
+    result: ImageResult
+    map: Float32 | None = None
+    mask: Path | None = None
+    crop: tuple[int, int, int, int] | None = None
+    geometry: Geometry | None = None
+    nearest: dict[str, Any] | None = None
+
+
+@dataclass(slots=True)
+class Report:
+    """The outcome of `evaluate`: every figure with what it was computed on.
+
+    `metrics` holds the names of the public list (`image_auroc`, `image_ap`, `image_f1_max`,
+    `pixel_auroc`, `pixel_ap`, `pixel_f1_max`, `aupro`), the pixel ones only where masks exist;
+    `intervals` their bootstrap 95 % intervals (image metrics). Rates are fractions in [0, 1].
+
+    `operating_point` describes the threshold in force: `threshold`, `pixel_threshold` (or None),
+    `policy` (text), `max_false_alarm` (alpha asked for), `alpha` (alpha in force),
+    `n_calibration`, `false_alarm_interval` ([low, high], where 95 % of realised rates on this many
+    test normals lie), `false_alarm_rate` (realised on the test normals, or None without any),
+    `false_alarms`, `n_normal`, `recall` (or None), `detected`, `n_anomalous`,
+    `recall_by_kind` {kind: [detected, total]}.
+
+    `curves` holds arrays: `roc` (fpr, tpr) and, with masks, `pro` (fpr, pro), each float64.
+    `display` is the fixed heat-map scale (low, high), the pixel threshold in its middle.
+    """
+
+    detector: dict[str, Any]
+    dataset: dict[str, Any]
+    metrics: dict[str, float]
+    intervals: dict[str, tuple[float, float]]
+    operating_point: dict[str, Any]
+    judged: list[Judged]
+    calibration_scores: Float64
+    curves: dict[str, tuple[Float64, Float64]]
+    display: tuple[float, float] | None
+    seconds: dict[str, float]
+    peak_memory_mib: float
+    versions: dict[str, str]
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def scores(self) -> Float64:
+        """(B,) raw scores of the judged images, in their order."""
+        return np.array([row.result.score for row in self.judged], dtype=np.float64)
+
+    @property
+    def labels(self) -> Int64:
+        """(B,) 0 normal, 1 anomalous."""
+        return np.array([row.label for row in self.judged], dtype=np.int64)
+
+    def describe(self) -> str:
+        """The main figures, for a person."""
+        lines = []
+        for name, value in self.metrics.items():
+            low_high = self.intervals.get(name)
+            interval = f"  [{low_high[0]:.4f}, {low_high[1]:.4f}]" if low_high else ""
+            lines.append(f"{name:<16}{value:.4f}{interval}")
+        point = self.operating_point
+        if point.get("threshold") is not None:
+            lines.append(f"threshold       {point['threshold']:.4g} ({point['policy']})")
+        if point.get("false_alarm_rate") is not None:
+            low, high = point["false_alarm_interval"]
+            lines.append(
+                f"false alarms    {point['false_alarms']} of {point['n_normal']} normal "
+                f"(expected {low:.1%} to {high:.1%})"
+            )
+        if point.get("recall") is not None:
+            lines.append(f"caught          {point['detected']} of {point['n_anomalous']} anomalous")
+            for kind, (detected, total) in point["recall_by_kind"].items():
+                lines.append(f"  {kind:<20}{detected} of {total}")
+        lines += [f"note: {note}" for note in self.notes]
+        lines.append(
+            f"{len(self.judged)} images in {self.seconds['total']:.1f} s, "
+            f"peak memory {self.peak_memory_mib:.0f} MiB"
+        )
+        return "\n".join(lines)
+
+    def as_dict(self) -> dict[str, Any]:
+        """The report without maps and curves, of plain Python types, for JSON."""
+        return {
+            "metrics": self.metrics,
+            "intervals": {name: list(pair) for name, pair in self.intervals.items()},
+            **self.operating_point,
+            "dataset": self.dataset,
+            "detector": self.detector,
+            "seconds": self.seconds,
+            "peak_memory_mib": self.peak_memory_mib,
+            "versions": self.versions,
+            "notes": self.notes,
+        }
