@@ -147,6 +147,8 @@ class _LazyGreedy:
         self.n_candidates = max(8192, N // 8)
         # |x - c|^2 - |x|^2 = [x, 1] . [-2c, |c|^2]: the bias rides in the matrix product.
         self.centers = torch.empty(size, D + 1)
+        self.norm = _squared_norms(embeddings, self.mean)  # (N,)
+        self.gathered = torch.empty(_ROWS, D)
         self.block = torch.ones(_ROWS, D + 1)
         self.product = torch.empty(_ROWS * _CENTERS)
 
@@ -232,15 +234,24 @@ class _LazyGreedy:
         """(R,) squared distance of `rows` to the nearest of the picks from number `since` on."""
         R = len(rows)
         x = self.block[:R]
-        torch.sub(self.x[rows], self.mean, out=x[:, :-1])
+        torch.index_select(self.x, 0, rows, out=self.gathered[:R])
+        torch.sub(self.gathered[:R], self.mean, out=x[:, :-1])
         nearest = torch.full((R,), torch.inf)
         for first in range(since, len(self.picks), _CENTERS):
             centers = self.centers[first : min(first + _CENTERS, len(self.picks))]
             product = self.product[: R * len(centers)].view(R, len(centers))
             torch.mm(x, centers.T, out=product)
             torch.minimum(nearest, product.amin(1), out=nearest)
-        norm = torch.einsum("nd,nd->n", x[:, :-1], x[:, :-1])
-        return (nearest + norm).clamp_min_(0)
+        return nearest.add_(self.norm[rows]).clamp_min_(0)
+
+
+def _squared_norms(rows: Tensor, mean: Tensor) -> Tensor:
+    """(N,) squared distances from the mean, without a second copy of the rows."""
+    norms = torch.empty(len(rows))
+    for first in range(0, len(rows), _ROWS):
+        block = rows[first : first + _ROWS] - mean
+        norms[first : first + _ROWS] = torch.einsum("nd,nd->n", block, block)
+    return norms
 
 
 def _writable(rows: Float32) -> Float32:

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from amiss.errors import MissingDependencyError, OptionError, WeightsError
 from amiss.nn.folded import CannotFoldError, FoldedNetwork, fold
+from amiss.nn.lite import FEATURES, build_lite
 
 DEFAULT_BACKBONE = "tf_efficientnet_lite0"
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
@@ -76,25 +77,23 @@ class FeatureExtractor(nn.Module):
     ) -> None:
         super().__init__()
         state, origin, digest = _find_weights(backbone, weights)
+        if weights == "auto" and state is not None:
+            names = [_embedded_layer(layer, backbone) for layer in layers]
+            _require_order(names, layers, backbone)
+            lite, channels = build_lite(state, names)
+            sizes = (channels, [FEATURES[name] for name in names])
+            embedded = EMBEDDED[backbone]
+            normal = IMAGENET if normalization == "imagenet" else (embedded.mean, embedded.std)
+            self._assemble(lite, _facts(backbone, layers, sizes, normal, (origin, digest), True))
+            return
         zoo = _Zoo(backbone, layers, weights, seed)
         if state is not None:
             zoo.load(state, origin)
         network, plain = zoo.build()
         mean, std = IMAGENET if normalization == "imagenet" else zoo.normalization()
-        self._assemble(
-            network,
-            {
-                "name": backbone,
-                "layers": list(layers),
-                "channels": zoo.channels,
-                "strides": zoo.strides,
-                "mean": list(mean),
-                "std": list(std),
-                "weights_origin": origin,
-                "weights_sha256": digest or _digest(network),
-                "folded": plain,
-            },
-        )
+        source = (origin, digest or _digest(network))
+        sizes = (zoo.channels, zoo.strides)
+        self._assemble(network, _facts(backbone, layers, sizes, (mean, std), source, plain))
 
     def _assemble(self, network: nn.Module, facts: dict[str, Any]) -> None:
         self.network = network.eval().requires_grad_(False)
@@ -151,6 +150,52 @@ class FeatureExtractor(nn.Module):
         return self
 
 
+def _facts(
+    backbone: str,
+    layers: Sequence[str],
+    sizes: tuple[list[int], list[int]],
+    normalization: tuple[Sequence[float], Sequence[float]],
+    source: tuple[str, str],
+    folded: bool,
+) -> dict[str, Any]:
+    return {
+        "name": backbone,
+        "layers": list(layers),
+        "channels": sizes[0],
+        "strides": sizes[1],
+        "mean": list(normalization[0]),
+        "std": list(normalization[1]),
+        "weights_origin": source[0],
+        "weights_sha256": source[1],
+        "folded": folded,
+    }
+
+
+def _embedded_layer(layer: str, backbone: str) -> str:
+    """The name of a layer given by name or stride."""
+    by_stride = {str(stride): name for name, stride in FEATURES.items()}
+    return _known_layer(
+        by_stride.get(layer, layer), list(FEATURES), list(FEATURES.values()), backbone
+    )
+
+
+def _known_layer(layer: str, names: Sequence[str], strides: Sequence[int], backbone: str) -> str:
+    if layer not in names:
+        raise OptionError(
+            f"{backbone} has no layer {layer!r}.",
+            hint=f"Strides: {', '.join(map(str, strides))}; names: {', '.join(names)}.",
+        )
+    return layer
+
+
+def _require_order(found: Sequence[Any], layers: Sequence[str], backbone: str) -> None:
+    if list(found) != sorted(set(found)):
+        raise OptionError(
+            f"Layers {', '.join(layers)} of {backbone} are not in order, or repeated.",
+            hint="Name them from shallow to deep.",
+        )
+
+
 class _Zoo:
     """One network of timm with the wanted feature maps, before it is folded."""
 
@@ -165,11 +210,7 @@ class _Zoo:
         self.backbone = backbone
         probe = timm.create_model(backbone, features_only=True, pretrained=False)
         indices = [_layer_index(probe, layer, backbone) for layer in layers]
-        if indices != sorted(set(indices)):
-            raise OptionError(
-                f"Layers {', '.join(layers)} of {backbone} are not in order, or repeated.",
-                hint="Name them from shallow to deep.",
-            )
+        _require_order(indices, layers, backbone)
         self.hub = weights == "hub"
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
@@ -190,8 +231,6 @@ class _Zoo:
         self.model.load_state_dict({k: state[k] for k in own}, strict=True)
 
     def normalization(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
-        if self.backbone in EMBEDDED:
-            return EMBEDDED[self.backbone].mean, EMBEDDED[self.backbone].std
         cfg = self.model.pretrained_cfg
         return tuple(cfg["mean"]), tuple(cfg["std"])
 
@@ -241,12 +280,7 @@ def _layer_index(probe: Any, layer: str, backbone: str) -> int:
     if layer.isdigit() and int(layer) in strides:
         deepest: int = len(strides) - 1 - strides[::-1].index(int(layer))
         return deepest  # the deepest of that stride
-    if layer in names:
-        return int(names.index(layer))
-    raise OptionError(
-        f"{backbone} has no layer {layer!r}.",
-        hint=f"Strides: {', '.join(map(str, strides))}; names: {', '.join(names)}.",
-    )
+    return int(names.index(_known_layer(layer, names, strides, backbone)))
 
 
 # --- weights -------------------------------------------------------------------------------
@@ -283,46 +317,7 @@ def _embedded_state(embedded: _Embedded) -> tuple[dict[str, Tensor], str, str]:
         )
     state = torch.load(path, map_location="cpu", weights_only=True)
     origin = f"pip package {embedded.package.replace('_', '-')}"
-    return _rename_lite(state), origin, digest
-
-
-def _rename_lite(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """EfficientNet-Lite's names to timm's: flat `_blocks.N` to `blocks.STAGE.INDEX`."""
-    depths = _stage_depths(state)
-    places = [(s, i) for s, depth in enumerate(depths) for i in range(depth)]
-    layers = {"_expand_conv": "conv_pw", "_bn0": "bn1", "_depthwise_conv": "conv_dw",
-              "_bn1": "bn2", "_project_conv": "conv_pwl", "_bn2": "bn3"}  # fmt: skip
-    first = {"_depthwise_conv": "conv_dw", "_bn1": "bn1", "_project_conv": "conv_pw", "_bn2": "bn2"}
-    top = {"_conv_stem": "conv_stem", "_bn0": "bn1", "_conv_head": "conv_head", "_bn1": "bn2",
-           "_fc": "classifier"}  # fmt: skip
-    renamed = {}
-    for name, tensor in state.items():
-        parts = name.split(".")
-        if parts[0] == "_blocks":
-            stage, index = places[int(parts[1])]
-            names = layers if f"_blocks.{parts[1]}._expand_conv.weight" in state else first
-            renamed[f"blocks.{stage}.{index}.{names[parts[2]]}.{parts[3]}"] = tensor
-        else:
-            renamed[f"{top[parts[0]]}.{parts[1]}"] = tensor
-    return renamed
-
-
-def _stage_depths(state: Mapping[str, Tensor]) -> list[int]:
-    """Blocks per stage: a block that does not repeat its input's width, or halves, opens a stage.
-
-    Lite0 is (1, 2, 2, 3, 3, 4, 1). Widths alone tell the stages apart in this family.
-    """
-    depths: list[int] = []
-    width = -1
-    number = 0
-    while (key := f"_blocks.{number}._project_conv.weight") in state:
-        out = int(state[key].shape[0])
-        if out == width:
-            depths[-1] += 1
-        else:
-            depths.append(1)
-        width, number = out, number + 1
-    return depths
+    return state, origin, digest
 
 
 def _file_state(path: Path) -> tuple[dict[str, Tensor], str, str]:

@@ -1,0 +1,65 @@
+"""Every method of the registry against every check."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conformance_checks import CHECKS, Knob, Scene, Subject
+
+from amiss.methods import METHODS
+
+
+def _weights_file(folder: Path) -> str:
+    """Weights of the tiny network, drawn from another seed, in a file."""
+    import timm
+    from safetensors.torch import save_file
+
+    path = folder / "tiny.safetensors"
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(99)
+        model = timm.create_model("test_efficientnet", features_only=True, pretrained=False)
+    save_file(model.state_dict(), path)
+    return str(path)
+
+
+# What makes a method quick here, and other values for the options that cannot suggest their own.
+# A method without an entry is fitted with its defaults.
+QUICK: dict[str, dict[str, Any]] = {
+    "patchcore": {
+        "backbone": "test_efficientnet",
+        "weights": "random",
+        "image_size": (48, 64),
+        "layers": ("4", "8"),
+        "coreset_ratio": 0.1,
+    },
+}
+KNOBS: dict[str, dict[str, Knob]] = {
+    "patchcore": {
+        "backbone": Knob("test_resnet"),
+        "layers": Knob(("8", "16")),
+        "weights": Knob(_weights_file),
+        # The tiny EfficientNet was trained with ImageNet's statistics, the tiny ResNet was not.
+        "normalization": Knob(None, given={"backbone": "test_resnet"}),
+        "layer_dim": Knob(40, given={"embedding": "adaptive", "target_dim": 64}),
+        "target_dim": Knob(40, given={"embedding": "adaptive", "layer_dim": 64}),
+    },
+}
+
+
+@pytest.fixture(scope="module")
+def scene(tmp_path_factory: pytest.TempPathFactory) -> Scene:
+    return Scene.build(tmp_path_factory.mktemp("scene"))
+
+
+@pytest.mark.parametrize("name", CHECKS)
+@pytest.mark.parametrize("method", METHODS)
+def test_a_method_conforms(method: str, name: str, scene: Scene) -> None:
+    subject = Subject(method, METHODS[method], QUICK.get(method, {}), KNOBS.get(method, {}))
+    CHECKS[name](subject, scene)
+
+
+def test_no_entry_is_left_over_in_the_tables() -> None:
+    assert set(QUICK) | set(KNOBS) <= set(METHODS)

@@ -1,0 +1,57 @@
+"""Made pictures, and one small fitted detector that many tests share."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from made_images import textures
+
+import amiss
+from amiss.methods.patchcore import PatchCore
+
+TINY = {
+    "backbone": "test_efficientnet",
+    "weights": "random",
+    "image_size": (48, 64),
+    "layers": ("4", "8"),
+    "coreset_ratio": 0.1,
+}
+"""Options of a PatchCore that fits a dozen small images in a fraction of a second."""
+
+
+@pytest.fixture
+def tiny() -> dict[str, object]:
+    """Options of a quick PatchCore, to be changed at will."""
+    return dict(TINY)
+
+
+@pytest.fixture(scope="session")
+def normals(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A flat folder of 12 normal textures, 60 x 80 pixels. Nothing may be written into it."""
+    return textures(tmp_path_factory.mktemp("normals"), 12, seed=1)
+
+
+@pytest.fixture(scope="session")
+def labelled(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An MVTec-like set: 12 normals to learn from, 6 normal and 6 defective ones with masks."""
+    root = tmp_path_factory.mktemp("labelled")
+    textures(root / "train" / "good", 12, seed=1)
+    textures(root / "test" / "good", 6, seed=2)
+    textures(root / "test" / "scratch", 4, seed=3, defects=True, masks=root / "ground_truth")
+    textures(root / "test" / "hole", 2, seed=4, defects=True, masks=root / "ground_truth")
+    return root
+
+
+@pytest.fixture(scope="session")
+def artifact(tmp_path_factory: pytest.TempPathFactory, labelled: Path) -> Path:
+    """A detector fitted on `labelled`, in a file that nothing may change."""
+    path = tmp_path_factory.mktemp("artifact") / "part.amiss"
+    return PatchCore(**TINY).fit(labelled, max_false_alarm=0.1).save(path)  # type: ignore[arg-type]
+
+
+@pytest.fixture
+def detector(artifact: Path) -> PatchCore:
+    """A detector of one's own, loaded from `artifact`."""
+    loaded: PatchCore = amiss.load(artifact)
+    return loaded
