@@ -100,25 +100,24 @@ def child(python: str, script: str, task: dict[str, Any], threads: int) -> dict[
     """Run `script --task FILE` in a fresh process and return what it answered.
 
     The task and the answer are JSON files, so that nothing which a library prints gets between.
-    `process_seconds` is added: from starting Python to its end, imports included.
+    `started` tells the child when it was asked, on the clock of `time.time`.
     """
     environment = os.environ | thread_environment(threads)
     # No network, no progress bars that are redrawn while something is timed.
     environment |= {"HF_HUB_OFFLINE": "1", "TQDM_DISABLE": "1", "PYTHONWARNINGS": "ignore"}
     with tempfile.TemporaryDirectory() as folder:
         question, answer = Path(folder, "task.json"), Path(folder, "answer.json")
-        question.write_text(json.dumps(task | {"threads": threads, "answer": str(answer)}))
-        started = time.perf_counter()
+        asked = {"threads": threads, "answer": str(answer), "started": time.time()}
+        question.write_text(json.dumps(task | asked))
         done = subprocess.run(
             [python, script, "--task", str(question)], env=environment, check=False,
             stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
         )  # fmt: skip
-        seconds = time.perf_counter() - started
         if done.returncode or not answer.exists():
             tail = "\n".join(done.stdout.splitlines()[-40:])
             raise SystemExit(f"The part {task.get('part', script)} failed:\n{tail}")
         found: dict[str, Any] = json.loads(answer.read_text())
-    return found | {"process_seconds": seconds}
+    return found
 
 
 def read_task(argv: Sequence[str]) -> dict[str, Any] | None:

@@ -33,6 +33,7 @@ from amiss.runtime import as_runtime
 from amiss.types import Prediction, Record
 
 HERE = Path(__file__).parent
+SIZE = (60, 72)  # of another aspect than any subject's frame, so that `resize` has an effect
 NEAR_PX = 8  # how far outside the defect the map's peak may lie: cells and blur have a size
 
 
@@ -70,7 +71,7 @@ class Subject:
 
 @dataclass(frozen=True)
 class Scene:
-    """Folders of textures: `train` to learn from, `other` alike, `test`; all 60 x 80 pixels.
+    """Folders of textures of `SIZE`: `train` to learn from, `other` alike, `test`.
 
     `scarred` holds the images of `train` with a defect near their right border, which lies outside
     the mask `roi` (the left three fifths).
@@ -81,16 +82,16 @@ class Scene:
     @classmethod
     def build(cls, folder: Path) -> Scene:
         scene = cls(folder)
-        textures(scene.train, 8, seed=11)
-        textures(scene.other, 5, seed=12, size=(60, 80))
-        textures(scene.test, 3, seed=13)
-        stream = ImageStream([Record(p) for p in sorted(scene.train.iterdir())], size=(60, 80))
+        textures(scene.train, 8, seed=11, size=SIZE)
+        textures(scene.other, 5, seed=12, size=SIZE)
+        textures(scene.test, 3, seed=13, size=SIZE)
+        stream = ImageStream([Record(p) for p in sorted(scene.train.iterdir())], size=SIZE)
         for batch in stream.batches(1):
             image = batch.images[0].copy()
-            spoil(image, int(8 + 4 * batch.indices[0]), 62)
+            spoil(image, int(8 + 4 * batch.indices[0]), 56)
             write(image, scene.scarred / f"{batch.indices[0]:03}.png")
-        roi = np.zeros((60, 80), np.uint8)
-        roi[:, :48] = 255
+        roi = np.zeros(SIZE, np.uint8)
+        roi[:, :44] = 255
         write(roi, scene.roi)
         return scene
 
@@ -292,8 +293,8 @@ def held_out_scores_are_complete(subject: Subject, scene: Scene) -> None:
 def held_out_scores_belong_to_their_images(subject: Subject, scene: Scene) -> None:
     folder = scene.folder / "one_odd"
     if not folder.exists():
-        textures(folder, 7, seed=21)
-        textures(folder / "odd", 1, seed=22, defects=True)
+        textures(folder, 7, seed=21, size=SIZE)
+        textures(folder / "odd", 1, seed=22, size=SIZE, defects=True)
         (folder / "odd" / "000.png").rename(folder / "003b.png")
     detector = subject.make().fit(folder)
     first = detector.training_facts["least_normal"][0]
@@ -492,7 +493,7 @@ def the_roi_of_the_fit_holds_in_predict(subject: Subject, scene: Scene) -> None:
     found, everywhere = detector.predict(path), whole.predict(path)
     assert not isinstance(found, list) and not isinstance(everywhere, list)
     assert found.score < everywhere.score
-    assert found.anomaly_map is None or not found.anomaly_map[:, 50:].any()
+    assert found.anomaly_map is None or not found.anomaly_map[:, 46:].any()
 
 
 # --- storing ---------------------------------------------------------------------------------

@@ -175,5 +175,7 @@ class Detector(nn.Module, ABC):
 
 def to_tensors(batch_images: UInt8, rois: Any | None) -> tuple[Tensor, Tensor | None]:
     """(B, H, W, 3) uint8 array -> (B, 3, H, W) view of it, channels last; rois alike."""
+    if not batch_images.flags.writeable:  # torch wants memory that it could write to
+        batch_images = batch_images.copy()
     images = torch.from_numpy(batch_images).permute(0, 3, 1, 2)
     return images, None if rois is None else torch.from_numpy(rois)

@@ -12,7 +12,7 @@ from PIL import Image, ImageDraw, ImageFont
 from amiss.errors import OptionError
 from amiss.types import Bool, Float32, Region, UInt8
 
-OPACITY = 0.9
+OPACITY = 0.7  # the defect itself stays visible under the hottest colour
 """How much of the original the strongest heat hides."""
 
 # The "inferno" map (CC0): lightness rises evenly from black to pale yellow, so equal steps of the
