@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -479,5 +478,4 @@ class IgnoresTheResizing(Sound):
     def fit(self, data: Any, **options: Any) -> Any:
         if self.config.resize != "squash":
             self.config = dataclasses.replace(self.config, resize="squash")
-        with contextlib.nullcontext():
-            return super().fit(data, **options)
+        return super().fit(data, **options)
