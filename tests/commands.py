@@ -14,7 +14,7 @@ from amiss.cli import main
 
 TINY_FLAGS = [
     "--backbone", "test_efficientnet", "--weights", "random", "--image-size", "48x64",
-    "--layers", "4,8", "--coreset-ratio", "0.1",
+    "--layers", "4,8", "--coreset-ratio", "0.1", "--folds", "4",
 ]  # fmt: skip
 """Flags of a `fit patchcore` that takes a fraction of a second."""
 

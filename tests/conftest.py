@@ -16,6 +16,7 @@ TINY = {
     "image_size": (48, 64),
     "layers": ("4", "8"),
     "coreset_ratio": 0.1,
+    "folds": 4,
 }
 """Options of a PatchCore that fits a dozen small images in a fraction of a second."""
 

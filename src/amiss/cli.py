@@ -74,14 +74,27 @@ def main(argv: list[str] | None = None) -> None:
     as_json = "--json" in args
     method = args[1] if len(args) > 1 and args[0] == "fit" and args[1] in METHODS else None
     try:
-        app = build_app(method)
-        app(args, prog_name="amiss")
+        code = build_app(method)(args, prog_name="amiss", standalone_mode=False)
     except AmissError as error:
         print_error(error, as_json=as_json)
-        sys.exit(1)
-    except KeyboardInterrupt:
+        code = 1
+    except (KeyboardInterrupt, typer.Abort):
         say("Interrupted.")
-        sys.exit(130)
+        code = 130
+    except Exception as error:
+        if not hasattr(error, "format_message"):
+            raise
+        code = _wrong_usage(error, as_json)
+    sys.exit(code)
+
+
+def _wrong_usage(error: Any, as_json: bool) -> int:
+    """What typer says of a command line it cannot read."""
+    if as_json:
+        print_error(OptionError(error.format_message(), hint="See --help."), as_json=True)
+    else:
+        error.show()
+    return 2
 
 
 # --- fit -----------------------------------------------------------------------------------
@@ -165,10 +178,15 @@ def run_fit(  # noqa: PLR0913 - one parameter per flag
             seed=seed, max_memory_mib=parse_memory(max_memory), progress=progress,
             say=mute if json else say, partial=partial,
         )  # fmt: skip
-        fit(
-            detector, index(data, layout=layout), max_false_alarm=max_false_alarm,
-            roi=roi, window=window, run=run,
-        )  # fmt: skip
+        try:
+            fit(
+                detector, index(data, layout=layout), max_false_alarm=max_false_alarm,
+                roi=roi, window=window, run=run,
+            )  # fmt: skip
+        except KeyboardInterrupt:
+            if partial.exists():
+                say(f"The work so far is in {partial}; the same command goes on from there.")
+            raise
     detector.save(output)
     partial.unlink(missing_ok=True)
     training, calibration = detector.training_facts, detector.calibration

@@ -34,6 +34,7 @@ QUICK: dict[str, dict[str, Any]] = {
         "image_size": (48, 64),
         "layers": ("4", "8"),
         "coreset_ratio": 0.1,
+        "folds": 4,
     },
 }
 KNOBS: dict[str, dict[str, Knob]] = {
