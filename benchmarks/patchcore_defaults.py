@@ -1,6 +1,6 @@
 """Which defaults suit the embedded backbone: PatchCore's options, one at a time, on several sets.
 
-python benchmarks/patchcore_defaults.py --data SET [SET ...] --output results/patchcore_defaults.json
+python benchmarks/patchcore_defaults.py --data SET [SET ...] --output FILE
 
 A SET is anything `amiss fit` takes. Prints a Markdown table: image AUROC / pixel AUROC / AU-PRO,
 the last two where masks exist, with fit seconds. These sets serve development: defaults are chosen

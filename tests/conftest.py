@@ -5,10 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from made_images import textures
 
-import amiss
-from amiss.methods.patchcore import PatchCore
+from amiss.threads import spin_briefly
+
+spin_briefly()  # before torch is loaded: the machine may be busy with something else
+
+import amiss  # noqa: E402
+from amiss.methods.patchcore import PatchCore  # noqa: E402
+from made_images import textures  # noqa: E402
 
 TINY = {
     "backbone": "test_efficientnet",

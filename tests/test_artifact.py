@@ -242,9 +242,7 @@ CHANGES: dict[str, Callable[[Manifest], None]] = {
 
 
 @pytest.mark.parametrize("name", CHANGES)
-def test_a_manifest_that_does_not_fit_is_refused(
-    name: str, artifact: Path, tmp_path: Path
-) -> None:
+def test_a_manifest_that_does_not_fit_is_refused(name: str, artifact: Path, tmp_path: Path) -> None:
     manifest, tensors = taken_apart(artifact)
     CHANGES[name](manifest)
     refused(put_together(tmp_path / "changed.amiss", manifest, tensors))

@@ -16,9 +16,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
+
 from commands import TINY_FLAGS, amiss, files_below
 from made_images import textures, write
-from PIL import Image
 
 Arguments = list[object]
 Case = Callable[[Path, Path], Arguments]
@@ -188,13 +189,6 @@ def a_roi_that_is_not_there(folder: Path, part: Path) -> Arguments:
 @bad("ImageError")
 def a_roi_with_class_numbers(folder: Path, part: Path) -> Arguments:
     return fit(good(folder), folder, "--roi", whiten(folder / "roi.png", value=3))
-
-
-@bad("DataError")
-def a_roi_thinner_than_a_patch(folder: Path, part: Path) -> Arguments:
-    roi = np.zeros((60, 80), np.uint8)
-    roi[30, 40] = 255
-    return fit(good(folder), folder, "--roi", write(roi, folder / "roi.png"))
 
 
 # --- fit: options ----------------------------------------------------------------------------
@@ -372,13 +366,6 @@ def a_roi_of_another_aspect_to_judge_with(folder: Path, part: Path) -> Arguments
     return ["predict", part, good(folder), "--roi", whiten(folder / "roi.png", (90, 30))]
 
 
-@bad("DataError")
-def a_roi_thinner_than_a_patch_to_judge_with(folder: Path, part: Path) -> Arguments:
-    roi = np.zeros((60, 80), np.uint8)
-    roi[30, 40] = 255
-    return ["predict", part, good(folder), "--roi", write(roi, folder / "roi.png")]
-
-
 # --- evaluate --------------------------------------------------------------------------------
 
 
@@ -451,7 +438,7 @@ def labelled_images_that_nothing_uses(folder: Path, part: Path) -> Arguments:
     return ["calibrate", part, "--max-false-alarm", 0.2, "--labelled", good(folder)]
 
 
-@bad("ArtifactError")
+@bad("OptionError")
 def calibrating_into_no_folder(folder: Path, part: Path) -> Arguments:
     return ["calibrate", part, "--threshold", 1, "-o", folder / "no" / "new.amiss"]
 

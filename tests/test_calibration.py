@@ -37,9 +37,7 @@ def made(scores: object, alpha: float = 0.1) -> Calibration:
 def with_maps(n: int = 50, alpha: float = 0.1) -> Calibration:
     rng = np.random.default_rng(0)
     maxima = rng.normal(5, 1, n)
-    return calibrate(
-        rng.normal(0, 1, n), maxima, maxima - 3, max_false_alarm=alpha, how="made"
-    )
+    return calibrate(rng.normal(0, 1, n), maxima, maxima - 3, max_false_alarm=alpha, how="made")
 
 
 # --- p-values and the threshold for a rate ---------------------------------------------------

@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from made_images import textures, write
 from PIL import Image
 from sklearn.metrics import average_precision_score, roc_auc_score
 
@@ -17,10 +16,11 @@ import amiss
 from amiss.calibration import with_threshold
 from amiss.data.index import index
 from amiss.errors import DataError, LeakageError
-from amiss.evaluate import Report, add_evidence, evaluate
+from amiss.evaluation import Report, add_evidence, evaluate
 from amiss.methods.patchcore import PatchCore
 from amiss.recalibrate import recalibrate
 from amiss.types import ANOMALOUS, NORMAL, Record
+from made_images import textures, write
 
 
 @pytest.fixture(scope="module")
@@ -125,7 +125,10 @@ def test_the_operating_point_counts_by_hand(detector: PatchCore, labelled: Path)
         kind: sum(s > threshold for p, s in scores.items() if p.parent.name == kind)
         for kind in ("scratch", "hole")
     }
-    assert point["recall_by_kind"] == {"scratch": [caught["scratch"], 4], "hole": [caught["hole"], 2]}
+    assert point["recall_by_kind"] == {
+        "scratch": [caught["scratch"], 4],
+        "hole": [caught["hole"], 2],
+    }
     assert point["detected"] == sum(caught.values()) and point["n_anomalous"] == 6
     assert point["recall"] == pytest.approx(sum(caught.values()) / 6)
     assert point["n_calibration"] == 12
@@ -165,9 +168,7 @@ def test_training_images_in_the_test_set_are_left_out(
 
 
 def test_a_test_set_that_was_all_seen_is_refused(detector: PatchCore, labelled: Path) -> None:
-    records = [
-        Record(r.path, NORMAL, split="test") for r in index(labelled).train
-    ]
+    records = [Record(r.path, NORMAL, split="test") for r in index(labelled).train]
     with pytest.raises(LeakageError, match="All 12"):
         evaluate(detector, records)
 
@@ -255,9 +256,7 @@ def test_the_text_names_every_metric_and_kind(report: Report) -> None:
         assert name in text
 
 
-def test_evidence_names_a_training_patch_inside_its_image(
-    artifact: Path, labelled: Path
-) -> None:
+def test_evidence_names_a_training_patch_inside_its_image(artifact: Path, labelled: Path) -> None:
     model = amiss.load(artifact)
     found = evaluate(model, labelled)
     some = [row for row in found.judged if row.label == ANOMALOUS][:3]

@@ -77,9 +77,7 @@ def test_other_files_and_hidden_ones_are_passed_over(
     assert watched(tmp_path, Script(write), monkeypatch) == ["x.bmp"]
 
 
-def test_a_file_that_vanishes_is_forgotten(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_file_that_vanishes_is_forgotten(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "x.png"
     script = Script(lambda: path.write_bytes(b"1"), path.unlink)
     assert watched(tmp_path, script, monkeypatch) == []

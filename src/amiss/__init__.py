@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from amiss import memory, metrics
     from amiss.data.doctor import check
-    from amiss.evaluate import evaluate
+    from amiss.evaluation import evaluate
     from amiss.methods.patchcore import PatchCore
     from amiss.outcome import Report
     from amiss.run import Run
@@ -45,7 +45,7 @@ _PLACES = {
     "Report": "amiss.outcome",
     "Run": "amiss.run",
     "check": "amiss.data.doctor",
-    "evaluate": "amiss.evaluate",
+    "evaluate": "amiss.evaluation",
     "load": "amiss.runtime",
 }
 _MODULES = ("memory", "metrics")

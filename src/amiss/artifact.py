@@ -19,14 +19,32 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from amiss.calibration import Calibration
-from amiss.errors import ArtifactError, OptionError, WeightsError
+from amiss.errors import AmissError, ArtifactError
 from amiss.methods import METHODS, method_class
 from amiss.methods.base import Detector
+from amiss.types import UInt8
 from amiss.versions import versions
 
 FORMAT = 1
 _MAX_HEADER = 64 << 20  # bytes; a header is a table of names, and a hostile one could be any size
-_KEYS = {"format", "method", "config", "facts", "calibration", "training", "versions", "metrics"}
+_KEYS: dict[str, Any] = {
+    "format": int,
+    "method": str,
+    "config": dict,
+    "facts": dict,
+    "calibration": dict | None,
+    "training": dict,
+    "versions": dict,
+    "metrics": dict,
+}
+# Tensors that belong to every detector; all others are its method's.
+_OURS = {
+    "training.digests",
+    "labelled.digests",
+    "calibration.scores",
+    "calibration.map_maxima",
+    "roi",
+}
 
 
 def save(detector: Detector, path: str | Path) -> Path:
@@ -39,7 +57,11 @@ def save(detector: Detector, path: str | Path) -> Path:
     detector.require_fitted()
     path = Path(path)
     facts, tensors = detector.artifact()
-    tensors = {**tensors, "training.digests": torch.from_numpy(detector.training_digests.copy())}
+    tensors = {
+        **tensors,
+        "training.digests": torch.from_numpy(detector.training_digests.copy()),
+        "labelled.digests": torch.from_numpy(detector.labelled_digests.copy()),
+    }
     calibration = detector.calibration
     if calibration is not None:
         tensors["calibration.scores"] = torch.from_numpy(calibration.scores)
@@ -89,16 +111,19 @@ def read_manifest(path: str | Path) -> dict[str, Any]:
     try:
         manifest: dict[str, Any] = json.loads(text)
         version = manifest["format"]
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise ArtifactError(f"{path} has a damaged manifest: {error}.") from error
     if version != FORMAT:
         raise ArtifactError(
             f"{path} has format {version}; this version of amiss reads format {FORMAT}.",
             hint="Install a later amiss, or fit again.",
         )
-    if set(manifest) != _KEYS:
-        odd = sorted(set(manifest) ^ _KEYS)
+    if set(manifest) != set(_KEYS):
+        odd = sorted(set(manifest) ^ set(_KEYS))
         raise ArtifactError(f"{path} has a manifest that does not fit its format: {odd[0]!r}.")
+    for key, kind in _KEYS.items():
+        if not isinstance(manifest[key], kind):
+            raise ArtifactError(f"{path} has a manifest whose {key!r} is of the wrong type.")
     return manifest
 
 
@@ -116,7 +141,7 @@ def _read_header(path: Path) -> dict[str, Any]:
                     hint="Copy the file again.",
                 )
             header = json.loads(file.read(length))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ArtifactError(f"{path} cannot be read as an artifact: {error}.") from error
     if not isinstance(header, dict) or not isinstance(header.get("__metadata__", {}), dict):
         raise ArtifactError(f"{path} is not an artifact.")
@@ -142,29 +167,40 @@ def load(path: str | Path) -> Detector:
     kind = method_class(manifest["method"])
     try:
         detector = kind(**kind.config_type.from_dict(manifest["config"]).__dict__)
-        own = {k: v for k, v in tensors.items() if k.split(".")[0] in {"bank", "backbone"}}
-        detector.restore(manifest["facts"], own)
+        detector.restore(manifest["facts"], {k: v for k, v in tensors.items() if k not in _OURS})
         detector.training_facts = dict(manifest["training"])
-        detector.training_digests = tensors["training.digests"].numpy().astype(np.uint8)
+        detector.training_digests = _digests(tensors["training.digests"])
+        detector.labelled_digests = _digests(tensors["labelled.digests"])
         detector.metrics = dict(manifest["metrics"])
-        detector.roi = tensors["roi"].bool() if "roi" in tensors else None
+        if manifest["training"].get("roi") is not None:
+            detector.roi = _roi(tensors["roi"], detector)
         if manifest["calibration"] is not None:
             detector.calibration = _calibration(manifest["calibration"], tensors)
-    except (KeyError, TypeError, ValueError, RuntimeError, OptionError, WeightsError) as error:
+        _refuse_strangers(detector, tensors)
+    except (LookupError, TypeError, ValueError, AttributeError, RuntimeError, AmissError) as error:
         raise ArtifactError(
             f"{path} does not hold what its manifest says: {error}", hint="Fit again."
         ) from error
-    _refuse_strangers(path, detector, tensors)
     return detector.eval()
 
 
+def _digests(tensor: Tensor) -> UInt8:
+    if tensor.dtype != torch.uint8 or tensor.ndim != 2 or tensor.shape[1] != 8:
+        raise ValueError(f"digests of shape {tuple(tensor.shape)}")
+    return np.array(tensor.numpy(), dtype=np.uint8)
+
+
+def _roi(tensor: Tensor, detector: Detector) -> Tensor:
+    if tuple(tensor.shape) != detector.image_size or tensor.dtype != torch.bool:
+        raise ValueError(f"a region of interest of shape {tuple(tensor.shape)}")
+    return tensor
+
+
 def _calibration(values: dict[str, Any], tensors: dict[str, Tensor]) -> Calibration:
-    maxima = tensors.get("calibration.map_maxima")
-    return Calibration.from_dict(
-        values,
-        tensors["calibration.scores"].numpy(),
-        None if maxima is None else maxima.numpy(),
-    )
+    maps = values["pixel_threshold"] is not None
+    scores = tensors["calibration.scores"].numpy()
+    maxima = tensors["calibration.map_maxima"].numpy() if maps else None
+    return Calibration.from_dict(values, scores, maxima)
 
 
 def _read_tensors(path: Path) -> dict[str, Tensor]:
@@ -181,9 +217,14 @@ def _read_tensors(path: Path) -> dict[str, Tensor]:
     return tensors
 
 
-def _refuse_strangers(path: Path, detector: Detector, tensors: dict[str, Tensor]) -> None:
-    known = set(detector.artifact()[1]) | {"training.digests"}
-    known |= {"calibration.scores", "calibration.map_maxima", "roi"}
-    strangers = sorted(set(tensors) - known)
-    if strangers:
-        raise ArtifactError(f"{path} holds a tensor of unknown use: {strangers[0]!r}.")
+def _refuse_strangers(detector: Detector, tensors: dict[str, Tensor]) -> None:
+    known = set(detector.artifact()[1]) | {"training.digests", "labelled.digests"}
+    if detector.calibration is not None:
+        known.add("calibration.scores")
+        if detector.calibration.map_maxima is not None:
+            known.add("calibration.map_maxima")
+    if detector.roi is not None:
+        known.add("roi")
+    odd = sorted(set(tensors) ^ known)
+    if odd:
+        raise ValueError(f"a tensor missing or of unknown use: {odd[0]!r}")

@@ -73,7 +73,23 @@ class Calibration:
         fixed: dict[str, Any] = {
             k: tuple(v) if isinstance(v, list) else v for k, v in values.items()
         }
-        return cls(scores=scores, map_maxima=map_maxima, **fixed)
+        made = cls(scores=scores, map_maxima=map_maxima, **fixed)
+        made.validate()
+        return made
+
+    def validate(self) -> None:
+        """Raise ValueError unless every part is what its description says."""
+        arrays = [self.scores] if self.map_maxima is None else [self.scores, self.map_maxima]
+        for array in arrays:
+            if array.dtype != np.float64 or array.shape != self.scores.shape or array.ndim != 1:
+                raise ValueError("calibration scores of another kind or number")
+            if len(array) == 0 or bool((np.diff(array) < 0).any()):
+                raise ValueError("calibration scores that are not in ascending order")
+        display = () if self.display is None else self.display
+        pixel = () if self.pixel_threshold is None else (self.pixel_threshold,)
+        for number in (self.threshold, self.alpha, self.max_false_alarm, *display, *pixel):
+            if not isinstance(number, int | float) or not math.isfinite(number):
+                raise ValueError(f"{number!r} where a finite number belongs")
 
 
 def calibrate(

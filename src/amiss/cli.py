@@ -12,13 +12,14 @@ import typer
 
 from amiss.console import (
     parse_memory,
-    parse_size,
     print_error,
     print_json,
     progress_bar,
+    require_writable,
     say,
 )
 from amiss.errors import AmissError, OptionError
+from amiss.flags import flag, option_value
 from amiss.methods import METHODS, method_class
 from amiss.threads import set_threads, spin_briefly
 
@@ -107,42 +108,16 @@ def fit_command(method: str) -> Callable[..., None]:
 
     kind = method_class(method)
     hints = typing.get_type_hints(kind.config_type)
-    options = [
-        _parameter(field, hints[field.name]) for field in dataclasses.fields(kind.config_type)
-    ]
+    options = [flag(field, hints[field.name]) for field in dataclasses.fields(kind.config_type)]
 
     # typer reads the signature below; Python hands over what typer parsed, by name.
     def command(**values: Any) -> None:
-        own = {o.name: _option_value(o.name, values.pop(o.name)) for o in options}
+        own = {o.name: option_value(o.name, values.pop(o.name)) for o in options}
         run_fit(kind(**own), **values)
 
     shared = list(inspect.signature(run_fit, eval_str=True).parameters.values())[1:]
     command.__signature__ = inspect.Signature([*shared, *options])  # type: ignore[attr-defined]
     return command
-
-
-def _parameter(field: Any, hint: Any) -> inspect.Parameter:
-    """A command line option for one field of a Config."""
-    meta, default = field.metadata, field.default
-    kind: Any = {"int | None": int | None}.get(str(hint), hint)
-    if isinstance(default, tuple):
-        kind, default = (
-            str,
-            "x".join(map(str, default)) if field.name == "image_size" else (",".join(default)),
-        )
-    text = meta["text"] + (f" (paper: {meta['paper']})" if meta["paper"] else "")
-    annotation = Annotated[kind, typer.Option(help=text, rich_help_panel="Options of the method")]
-    return inspect.Parameter(
-        field.name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation
-    )
-
-
-def _option_value(name: str, value: Any) -> Any:
-    if name == "image_size":
-        return parse_size(value)
-    if name == "layers":
-        return tuple(part.strip() for part in value.split(","))
-    return value
 
 
 def run_fit(  # noqa: PLR0913 - one parameter per flag
@@ -170,8 +145,7 @@ def run_fit(  # noqa: PLR0913 - one parameter per flag
     set_threads(threads)
     if output.suffix != ".amiss":
         raise OptionError(f"The output {output} does not end in .amiss.", hint="Name it so.")
-    if not output.parent.is_dir():
-        raise OptionError(f"There is no folder {output.parent} to write to.", hint="Make it first.")
+    require_writable(output)
     partial = output.with_name(output.name + ".partial")
     with progress_bar(json) as progress:
         run = Run(
@@ -227,11 +201,13 @@ def evaluate(
 ) -> None:
     """Judge labelled images that the detector has not seen, and say how good it is."""
     from amiss.data.index import index
-    from amiss.evaluate import evaluate as judge
+    from amiss.evaluation import evaluate as judge
     from amiss.run import Run, mute
     from amiss.runtime import load
 
     set_threads(threads)
+    if report is not None:
+        require_writable(report)
     model = load(detector)
     with progress_bar(json) as progress:
         run = Run(progress=progress, say=mute if json else say)
@@ -312,6 +288,7 @@ def calibrate(
     from amiss.recalibrate import recalibrate
     from amiss.runtime import load
 
+    require_writable(output or detector)
     model = load(detector)
     changed = recalibrate(
         model, max_false_alarm=max_false_alarm, threshold=threshold, policy=policy,

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from amiss.errors import AmissError, OptionError
@@ -84,6 +86,16 @@ def progress_bar(quiet: bool) -> Iterator[Progress]:
 def _line_per_stage(stage: str, done: int, total: int) -> None:
     if done == total:
         say(f"{stage}: {total} done")
+
+
+def require_writable(path: Path) -> None:
+    """Raise OptionError, before any work, where a file could not be written to `path`."""
+    if path.is_dir():
+        raise OptionError(f"{path} is a folder.", hint="Name a file in it.")
+    if not path.parent.is_dir():
+        raise OptionError(f"There is no folder {path.parent} to write to.", hint="Make it first.")
+    if not os.access(path.parent, os.W_OK):
+        raise OptionError(f"The folder {path.parent} cannot be written to.")
 
 
 def parse_memory(text: str | None) -> int | None:

@@ -37,7 +37,12 @@ class DataError(AmissError):
 
 
 class ImageError(DataError):
-    """One image or mask file that cannot be read."""
+    """One image or mask file that cannot be read. `reason` is a word to sort by: missing, empty,
+    unreadable, not-an-image, truncated, damaged, animated, too-large; or empty."""
+
+    def __init__(self, message: str, *, hint: str = "", reason: str = "") -> None:
+        super().__init__(message, hint=hint)
+        self.reason = reason
 
 
 class LeakageError(DataError):

@@ -58,9 +58,10 @@ def fit(
         roi=None if roi is None else Path(roi), window=window,
     )  # fmt: skip
     images = Normals(stream)
-    held_out = detector.learn(images, run)
-    detector.eval()
-    detector.calibration = (
+    learned = detector.blank()
+    held_out = learned.learn(images, run)
+    learned.eval()
+    learned.calibration = (
         calibrate(
             held_out.scores, held_out.map_maxima, held_out.map_medians,
             max_false_alarm=max_false_alarm, how=held_out.how,
@@ -68,9 +69,9 @@ def fit(
         if len(held_out.scores)
         else None
     )  # fmt: skip
-    detector.training_digests = images.digest_rows(len(images)).numpy()
-    detector.training_facts = {
-        **_data_facts(dataset, records, detector.training_digests),
+    learned.training_digests = images.digest_rows(len(images)).numpy()
+    learned.training_facts = {
+        **_data_facts(dataset, records, learned.training_digests),
         "window": window,
         "roi": None if roi is None else Path(roi).name,
         "seed": run.seed,
@@ -78,7 +79,8 @@ def fit(
         "fit_seconds": round(time.perf_counter() - started, 3),
         "versions": versions(),
     }
-    detector.keep_roi(roi)
+    learned.keep_roi(roi)
+    detector.take_over(learned)
     if detector.calibration is None:
         run.say("One image cannot calibrate a threshold: scores are raw, nothing is decided.")
     else:

@@ -80,7 +80,7 @@ def frame_rois(runtime: Runtime, batch: Batch) -> Bool | None:
     if runtime.roi is None:
         return batch.rois
     own = np.broadcast_to(runtime.roi, batch.images.shape[:3])
-    return np.ascontiguousarray(own if batch.rois is None else own & batch.rois)
+    return own.copy() if batch.rois is None else own & batch.rois
 
 
 def result(

@@ -38,6 +38,10 @@ def recalibrate(
     ways = [way is not None for way in (max_false_alarm, threshold, policy)]
     if sum(ways) != 1:
         raise OptionError("Give one of max_false_alarm, threshold and policy.")
+    if labelled is not None and policy is None:
+        raise OptionError(
+            "labelled images have no use without a policy.", hint="Add policy, or leave them out."
+        )
     if max_false_alarm is not None:
         detector.calibration = with_false_alarm_rate(detector.calibration, max_false_alarm)
     elif threshold is not None:
@@ -64,13 +68,13 @@ def _by_labels(
     stream = ImageStream(
         records, size=runtime.image_size, mode=runtime.resize, window=runtime.window
     )
-    known = {bytes(row) for row in detector.training_digests}
+    learned = {bytes(row) for row in detector.training_digests}
     scores: list[float] = []
     digests: list[bytes] = []
     for batch in stream.batches(8):
         scores += runtime(batch.images, frame_rois(runtime, batch)).score.tolist()
         digests += batch.digests
-    seen = sum(digest in known for digest in digests)
+    seen = sum(digest in learned for digest in digests)
     if seen:
         raise LeakageError(
             f"{seen} of the labelled images are among those the detector learned from.",
@@ -79,7 +83,7 @@ def _by_labels(
     labels = np.array([record.label for record in records], dtype=np.int64)
     changed = with_labels(calibration, np.array(scores), labels, policy=name, cost=cost)
     more = np.frombuffer(b"".join(digests), dtype=np.uint8).reshape(-1, 8)
-    detector.training_digests = np.concatenate([detector.training_digests, more])
+    detector.labelled_digests = np.unique(np.concatenate([detector.labelled_digests, more]), axis=0)
     return changed
 
 

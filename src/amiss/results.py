@@ -38,7 +38,7 @@ class Results:
             if path is not None and not path.parent.is_dir():
                 raise OptionError(f"There is no folder {path.parent}.", hint="Make it first.")
         if heatmaps is not None:
-            heatmaps.mkdir(parents=True, exist_ok=True)
+            _make_folder(heatmaps)
         self.runtime, self.heatmaps, self.jsonl, self.csv = runtime, heatmaps, jsonl, csv
         self.quiet = quiet
         self.rows: list[dict[str, Any]] = []
@@ -124,6 +124,15 @@ class Results:
         latency = ", ".join(f"{k} {v:.1f} ms" for k, v in self._latency().items())
         skipped = f", {len(self.skipped)} skipped" if self.skipped else ""
         return f"{len(self.rows)} images, {self.anomalous} anomalous{skipped} ({latency})"
+
+
+def _make_folder(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OptionError(
+            f"Heat maps cannot be written to {folder}: {error.strerror}.", hint="Name a folder."
+        ) from error
 
 
 def _line(found: ImageResult) -> str:

@@ -6,6 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from amiss.errors import OptionError
+
 Progress = Callable[[str, int, int], None]
 """Called with (stage, done, total); `total` is the same for all calls of one stage."""
 
@@ -37,3 +39,11 @@ class Run:
     partial: Path | None = None
     progress: Progress = silent
     say: Say = mute
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.seed < 1 << 32:
+            raise OptionError(f"seed={self.seed} is not a seed.", hint="Use 0 to 4294967295.")
+        if self.batch_size < 1:
+            raise OptionError(
+                f"batch_size={self.batch_size} holds no image.", hint="Use 1 or more."
+            )

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import sys
 
+from amiss.errors import OptionError
+
 
 def spin_briefly() -> None:
     """Let OpenMP threads give up waiting after a few microseconds instead of milliseconds.
@@ -21,6 +23,8 @@ def spin_briefly() -> None:
 def set_threads(count: int | None) -> None:
     """Compute on `count` threads; None leaves the libraries' choice, one per core."""
     if count is not None:
+        if count < 1:
+            raise OptionError(f"threads={count} computes nothing.", hint="Use 1 or more.")
         import torch
 
         torch.set_num_threads(count)

@@ -48,7 +48,7 @@ def watch_folder(
             if path in known or path.suffix.lower() not in SUFFIXES or path.name.startswith("."):
                 continue
             try:
-                size = path.stat().st_size
+                size = path.stat().st_size if path.is_file() else 0
             except FileNotFoundError:  # moved away between the two looks
                 continue
             if size > 0 and sizes.get(path) == size:

@@ -20,7 +20,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from made_images import DEFECT_PX, spoil, textures, write
 from torch import Tensor
 
 from amiss.data.index import index
@@ -31,6 +30,7 @@ from amiss.predict import predict_records
 from amiss.run import Run
 from amiss.runtime import as_runtime
 from amiss.types import Prediction, Record
+from made_images import DEFECT_PX, spoil, textures, write
 
 HERE = Path(__file__).parent
 SIZE = (60, 72)  # of another aspect than any subject's frame, so that `resize` has an effect

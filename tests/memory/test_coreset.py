@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 import numpy.typing as npt
 import pytest
@@ -99,10 +101,8 @@ def test_insertion_radii_fall_and_bound_the_covering_radius() -> None:
     found = greedy_coreset(torch.from_numpy(rows), 120)
     x = rows.astype(np.float64)
     picked = x[found.indices]
-    inserted = [
-        np.linalg.norm(picked[i] - picked[:i], axis=1).min() for i in range(1, len(picked))
-    ]
-    assert all(a >= b - 1e-5 for a, b in zip(inserted, inserted[1:], strict=False))
+    inserted = [np.linalg.norm(picked[i] - picked[:i], axis=1).min() for i in range(1, len(picked))]
+    assert all(a >= b - 1e-5 for a, b in pairwise(inserted))
     assert found.radius <= inserted[-1] + 1e-5
     assert min(inserted) >= found.radius - 1e-5  # so is every distance between two picks
 
@@ -152,7 +152,7 @@ def test_a_grid_full_of_ties_is_covered_as_well_as_greedy_must() -> None:
     found = greedy_coreset(torch.from_numpy(rows), 100)
     picked = rows[found.indices].astype(np.float64)
     inserted = [np.linalg.norm(picked[i] - picked[:i], axis=1).min() for i in range(1, 100)]
-    assert all(a >= b - 1e-6 for a, b in zip(inserted, inserted[1:], strict=False))
+    assert all(a >= b - 1e-6 for a, b in pairwise(inserted))
     assert found.radius <= inserted[-1] + 1e-6
 
 
@@ -213,9 +213,7 @@ def test_the_picks_are_in_the_callers_list_when_interrupted() -> None:
 
 def test_progress_ends_at_the_size() -> None:
     said: list[tuple[str, int, int]] = []
-    greedy_coreset(
-        torch.from_numpy(cloud(500)), 80, progress=lambda *facts: said.append(facts)
-    )
+    greedy_coreset(torch.from_numpy(cloud(500)), 80, progress=lambda *facts: said.append(facts))
     assert said[-1] == ("coreset", 80, 80)
     assert [done for _, done, _ in said] == sorted(done for _, done, _ in said)
 

@@ -18,6 +18,10 @@ def made(n: int, dim: int = 16, seed: int = 0, shift: float = 0.0) -> Tensor:
     return torch.randn(n, dim, generator=torch.Generator().manual_seed(seed)) + shift
 
 
+def origin(rows: Tensor) -> Tensor:
+    return rows.new_zeros(rows.shape[1])
+
+
 def squared_norms(rows: Tensor) -> Tensor:
     return rows.square().sum(1)
 
@@ -25,7 +29,7 @@ def squared_norms(rows: Tensor) -> Tensor:
 @pytest.mark.parametrize("n", [1, 7, 1500])
 def test_the_nearest_is_that_of_a_plain_search(n: int) -> None:
     rows, queries = made(n), made(333, seed=1)
-    distance, index = nearest_rows(queries, rows, squared_norms(rows))
+    distance, index = nearest_rows(queries, rows, squared_norms(rows), origin(rows))
     expected = torch.cdist(queries.double(), rows.double()).min(dim=1)
     assert distance.dtype == torch.float32 and index.dtype == torch.int64
     assert torch.equal(index, expected.indices)
@@ -34,9 +38,9 @@ def test_the_nearest_is_that_of_a_plain_search(n: int) -> None:
 
 def test_blocks_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     rows, queries = made(90), made(200, seed=1)
-    whole = nearest_rows(queries, rows, squared_norms(rows))
+    whole = nearest_rows(queries, rows, squared_norms(rows), origin(rows))
     monkeypatch.setattr(neighbors, "_BLOCK", 1000)
-    parts = nearest_rows(queries, rows, squared_norms(rows))
+    parts = nearest_rows(queries, rows, squared_norms(rows), origin(rows))
     assert torch.equal(whole[1], parts[1])
     torch.testing.assert_close(whole[0], parts[0])
 
@@ -46,7 +50,7 @@ def test_faiss_finds_the_same() -> None:
     index = faiss.IndexFlatL2(16)
     index.add(rows.numpy())
     squared, found = index.search(queries.numpy(), 1)
-    distance, row = nearest_rows(queries, rows, squared_norms(rows))
+    distance, row = nearest_rows(queries, rows, squared_norms(rows), origin(rows))
     assert row.tolist() == found[:, 0].tolist()
     torch.testing.assert_close(distance.square(), torch.from_numpy(squared[:, 0]))
 
@@ -54,7 +58,7 @@ def test_faiss_finds_the_same() -> None:
 @pytest.mark.parametrize("shift", [0.0, 10.0])
 def test_a_member_is_at_exactly_zero(shift: float) -> None:
     rows = made(500, shift=shift)
-    distance, index = nearest_rows(rows, rows, squared_norms(rows))
+    distance, index = nearest_rows(rows, rows, squared_norms(rows), origin(rows))
     assert not distance.any()
     assert torch.equal(rows[index], rows)
 
@@ -68,7 +72,7 @@ def test_distances_are_taken_from_the_difference() -> None:
 def test_each_row_leads_its_own_list_of_neighbours() -> None:
     rows = made(60)
     rows[7] = rows[3]  # a duplicate must not push a row out of its own list
-    found = mutual_neighbors(rows, squared_norms(rows), 5)
+    found = mutual_neighbors(torch.arange(60), rows, squared_norms(rows), origin(rows), 5)
     assert found.shape == (60, 5)
     assert found[:, 0].tolist() == list(range(60))
     expected = torch.cdist(rows.double(), rows.double())
@@ -80,9 +84,11 @@ def test_each_row_leads_its_own_list_of_neighbours() -> None:
 
 def test_lists_of_neighbours_do_not_depend_on_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     rows = made(70)
-    whole = mutual_neighbors(rows, squared_norms(rows), 4)
+    some = torch.tensor([3, 69, 0, 41] * 9)
+    whole = mutual_neighbors(some, rows, squared_norms(rows), origin(rows), 4)
     monkeypatch.setattr(neighbors, "_BLOCK", 500)
-    assert torch.equal(mutual_neighbors(rows, squared_norms(rows), 4), whole)
+    assert torch.equal(mutual_neighbors(some, rows, squared_norms(rows), origin(rows), 4), whole)
+    assert torch.equal(whole[:, 0], some)
 
 
 # --- the bank --------------------------------------------------------------------------------
@@ -95,11 +101,21 @@ def bank_of(rows: Tensor, num_neighbors: int = 4) -> MemoryBank:
 
 def test_a_bank_comes_back_from_its_tensors() -> None:
     bank = bank_of(made(50))
+    bank.tabulate()
     again = MemoryBank.from_tensors(bank.tensors())
     queries = made(20, seed=3)
     for one, other in zip(bank.nearest(queries), again.nearest(queries), strict=True):
         assert torch.equal(one, other)
-    assert torch.equal(bank.neighborhoods, again.neighborhoods)
+    rows = torch.arange(50)
+    assert torch.equal(bank.neighborhood(rows), again.neighborhood(rows))
+
+
+def test_neighbourhoods_are_the_same_from_a_table_and_without() -> None:
+    bank = bank_of(made(40))
+    some = torch.tensor([5, 5, 39, 0])
+    before = bank.neighborhood(some)
+    bank.tabulate()
+    assert torch.equal(bank.neighborhood(some), before)
 
 
 def test_a_bank_smaller_than_the_neighbourhood_uses_what_it_has() -> None:
@@ -112,7 +128,7 @@ def test_an_approximate_index_reaches_its_recall_and_says_so() -> None:
     rows, sample = made(3000, dim=8), made(400, dim=8, seed=4)
     index, measured = build_inverted_file(rows, sample, seed=0)
     distance, row = index.nearest(sample)
-    exact, true_row = nearest_rows(sample, rows, squared_norms(rows))
+    exact, true_row = nearest_rows(sample, rows, squared_norms(rows), origin(rows))
     recall = float((row == true_row).float().mean())
     assert measured.recall == pytest.approx(recall) and recall >= 0.99
     assert (distance >= exact - 1e-6).all()
@@ -122,6 +138,7 @@ def test_an_approximate_index_reaches_its_recall_and_says_so() -> None:
 def test_an_approximate_bank_comes_back_from_its_tensors() -> None:
     bank = bank_of(made(2000, dim=8))
     bank.choose_search("approximate", made(200, dim=8, seed=5), seed=0, say=mute)
+    bank.tabulate()
     again = MemoryBank.from_tensors(bank.tensors())
     queries = made(100, dim=8, seed=6)
     for one, other in zip(bank.nearest(queries), again.nearest(queries), strict=True):

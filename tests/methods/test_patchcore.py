@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from made_images import textures
 from scipy.ndimage import gaussian_filter
 from torch import Tensor
 from torch.nn import functional as F
@@ -23,6 +22,7 @@ from amiss.methods.base import Normals
 from amiss.methods.patchcore import PatchCore, PatchCoreConfig
 from amiss.run import Run
 from amiss.types import Record
+from made_images import textures
 
 
 def frames(detector: PatchCore, folder: Path) -> Tensor:
@@ -111,9 +111,7 @@ def plain(detector: PatchCore, images: Tensor) -> tuple[Tensor, list[Any]]:
     return torch.stack(scores), found
 
 
-def test_scores_and_maps_are_those_of_the_definitions(
-    detector: PatchCore, labelled: Path
-) -> None:
+def test_scores_and_maps_are_those_of_the_definitions(detector: PatchCore, labelled: Path) -> None:
     images = frames(detector, labelled / "test")[:6]
     with torch.inference_mode():
         found = detector(images)
@@ -358,9 +356,7 @@ def test_an_interrupted_fit_goes_on_to_the_same_result(
     partial = tmp_path / "x.partial"
     detector = PatchCore(**tiny)
     with pytest.raises(KeyboardInterrupt):
-        detector.fit(
-            normals, run=Run(batch_size=2, partial=partial, progress=Interrupt(stage, at))
-        )
+        detector.fit(normals, run=Run(batch_size=2, partial=partial, progress=Interrupt(stage, at)))
     assert partial.is_file()
     said: list[str] = []
     again = PatchCore(**tiny).fit(normals, run=Run(partial=partial, say=said.append))
@@ -377,8 +373,9 @@ def test_an_interrupted_fit_goes_on_to_the_same_result(
 def test_what_another_job_left_is_not_used(
     change: str, tmp_path: Path, tiny: dict[str, Any]
 ) -> None:
-    from made_images import write
     from PIL import Image
+
+    from made_images import write
 
     folder = tmp_path / "deep"
     for path in textures(tmp_path / "eight", 6, seed=3).iterdir():

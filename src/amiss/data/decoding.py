@@ -1,4 +1,4 @@
-"""Pillow, kept at a distance: whatever it raises on a file becomes an `UnreadableImageError`."""
+"""Pillow, kept at a distance: whatever it raises on a file becomes an `ImageError`."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import re
 import warnings
 from io import BytesIO
 from pathlib import Path
-from typing import Literal
 
 from PIL import Image
 from PIL.BmpImagePlugin import BmpImageFile
@@ -22,39 +21,20 @@ from amiss.errors import ImageError
 MAX_PIXELS = 100_000_000
 _PILLOW = re.compile(r"PIL\.")  # the modules whose warnings are silenced
 
-Reason = Literal[
-    "missing",
-    "empty",
-    "unreadable",
-    "not-an-image",
-    "truncated",
-    "damaged",
-    "animated",
-    "too-large",
-]
-
-
-class UnreadableImageError(ImageError):
-    """An ImageError about a whole file, with the reason as a word, for `check` to sort by."""
-
-    def __init__(self, reason: Reason, message: str, *, hint: str = "") -> None:
-        super().__init__(message, hint=hint)
-        self.reason = reason
-
 
 def read_bytes(path: str | Path) -> bytes:
     """The content of an image file. Raises ImageError when it is missing, empty or unreadable."""
     try:
         data = Path(path).read_bytes()
     except FileNotFoundError:
-        raise UnreadableImageError("missing", f"{path}: there is no such file.") from None
+        raise ImageError(f"{path}: there is no such file.", reason="missing") from None
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
         message = f"{path}: cannot be read ({reason})."
-        raise UnreadableImageError("unreadable", message) from None
+        raise ImageError(message, reason="unreadable") from None
     if not data:
         message = f"{path}: the file is empty (0 bytes)."
-        raise UnreadableImageError("empty", message, hint="Copy it again.")
+        raise ImageError(message, reason="empty", hint="Copy it again.")
     return data
 
 
@@ -68,9 +48,9 @@ def load_pixels(data: bytes, path: str | Path, max_pixels: int) -> ImageFile:
     except Exception as error:  # Pillow raises some ten different types on damaged files
         raise _damaged(path, error) from error
     if frames > 1:
-        raise UnreadableImageError(
-            "animated",
-            f"{path}: holds {frames} frames or pages.",
+        raise ImageError(
+            reason="animated",
+            message=f"{path}: holds {frames} frames or pages.",
             hint="Save each frame that matters as a file of its own.",
         )
     return image
@@ -86,20 +66,20 @@ def read_header(data: bytes, path: str | Path, max_pixels: int) -> ImageFile:
         raise _damaged(path, error) from error
     if image is None:
         is_gif = data[:4] == b"GIF8"
-        raise UnreadableImageError(
-            "animated" if is_gif else "not-an-image",
-            f"{path}: this is no image that amiss reads (PNG, JPEG, BMP, TIFF, WebP, PNM).",
+        raise ImageError(
+            reason="animated" if is_gif else "not-an-image",
+            message=f"{path}: this is no image that amiss reads (PNG, JPEG, BMP, TIFF, WebP, PNM).",
             hint="It is a GIF: save the frames that matter as PNG." if is_gif else "",
         )
     _check_size(image.size, path, max_pixels)
     return image
 
 
-def _damaged(path: str | Path, error: Exception) -> UnreadableImageError:
+def _damaged(path: str | Path, error: Exception) -> ImageError:
     reason = str(error).rstrip(".") or type(error).__name__
-    return UnreadableImageError(
-        "truncated" if "truncated" in reason.lower() else "damaged",
-        f"{path}: the image cannot be decoded ({reason}).",
+    return ImageError(
+        reason="truncated" if "truncated" in reason.lower() else "damaged",
+        message=f"{path}: the image cannot be decoded ({reason}).",
         hint="The file is damaged or cut off; copy it again.",
     )
 
@@ -127,10 +107,10 @@ def _open(data: bytes) -> ImageFile | None:
 def _check_size(size: tuple[int, int] | None, path: str | Path, max_pixels: int) -> None:
     if size is not None and size[0] * size[1] > max_pixels:
         width, height = size
-        raise UnreadableImageError(
-            "too-large",
-            f"{path}: its header announces {height} x {width} pixels, more than the limit of "
-            f"{max_pixels:,}.",
+        raise ImageError(
+            reason="too-large",
+            message=f"{path}: its header announces {height} x {width} "
+            f"pixels, more than the limit of {max_pixels:,}.",
             hint="If the size is right, cut the image into tiles or raise the limit.",
         )
 

@@ -12,7 +12,7 @@ from typing import TypeVar
 import numpy as np
 from PIL import Image
 
-from amiss.data.decoding import UnreadableImageError, read_bytes
+from amiss.data.decoding import read_bytes
 from amiss.data.images import decode_bytes, mask_limit, read_mask_values
 from amiss.data.stream import usable_cores
 from amiss.data.window import Window
@@ -46,7 +46,7 @@ class ImageLook:
     @property
     def reason(self) -> str:
         """Why it cannot be read, as a word of `decoding.Reason`."""
-        return self.error.reason if isinstance(self.error, UnreadableImageError) else "unreadable"
+        return (self.error.reason if self.error is not None else "") or "unreadable"
 
 
 @dataclass(frozen=True, slots=True)

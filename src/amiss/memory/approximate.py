@@ -82,6 +82,11 @@ class InvertedFile:
         """(Q, D) -> Euclidean distances (Q,) and row numbers (Q,) of what was found."""
         _, found = self.index.search(queries.contiguous().numpy(), 1)
         indices = torch.from_numpy(found[:, 0])
+        lost = indices < 0  # only empty groups were looked into
+        if bool(lost.any()):
+            middle = self.rows.mean(0)
+            norms = (self.rows - middle).square().sum(1)
+            indices[lost] = nearest_rows(queries[lost], self.rows, norms, middle)[1]
         return distances_to(queries, self.rows[indices]), indices
 
 
@@ -91,7 +96,9 @@ def build_inverted_file(
     """An index whose number of groups per query reaches RECALL on `sample` (S, D), or the most that
     is tried."""
     index = InvertedFile(rows, centroids=None, probes=1, seed=seed)
-    true_distance, true_row = nearest_rows(sample, rows, rows.square().sum(1))
+    middle = rows.mean(0)
+    norms = (rows - middle).square().sum(1)
+    true_distance, true_row = nearest_rows(sample, rows, norms, middle)
     measured = Measured(0.0, 0.0, 0)
     for probes in _PROBES:
         index.probes = probes

@@ -15,9 +15,9 @@ class MemoryBank(nn.Module):
 
     Args:
         rows: (N, D) float32.
-        num_neighbors: how many nearest bank rows are known for each row, itself included.
+        num_neighbors: b, how many nearest bank rows form a row's neighbourhood, itself included.
         origin: (N, 3) int32, the training image and the grid row and column of each row.
-        neighborhoods: (N, num_neighbors) int64 as computed here before; None computes them.
+        neighborhoods: (N, b) int64 table as made by `tabulate`; None finds them when asked for.
     """
 
     def __init__(
@@ -30,15 +30,17 @@ class MemoryBank(nn.Module):
     ) -> None:
         super().__init__()
         self.rows: Tensor
+        self.center: Tensor
         self.norms: Tensor
         self.origin: Tensor
-        self.neighborhoods: Tensor
+        self.neighborhoods: Tensor | None
+        self.num_neighbors = min(num_neighbors, len(rows))
         self.register_buffer("rows", rows.contiguous())
         self.register_buffer("origin", origin)
-        self.register_buffer("norms", rows.square().sum(1), persistent=False)
-        count = min(num_neighbors, len(rows))
-        if neighborhoods is None:
-            neighborhoods = mutual_neighbors(self.rows, self.norms, count)
+        # Ranked about the mean: where all rows lie far from the origin, their norms would drown
+        # the differences.
+        self.register_buffer("center", rows.mean(0), persistent=False)
+        self.register_buffer("norms", (rows - self.center).square().sum(1), persistent=False)
         self.register_buffer("neighborhoods", neighborhoods)
         self.index: InvertedFile | None = None
 
@@ -50,7 +52,7 @@ class MemoryBank(nn.Module):
         rows."""
         if self.index is not None:
             return self.index.nearest(queries)
-        return nearest_rows(queries, self.rows, self.norms)
+        return nearest_rows(queries, self.rows, self.norms, self.center)
 
     def choose_search(self, search: str, sample: Tensor, *, seed: int, say: Say) -> None:
         """Search "exact", "approximate", or "auto": approximate for a large bank.
@@ -61,12 +63,25 @@ class MemoryBank(nn.Module):
             self.index, measured = build_inverted_file(self.rows, sample, seed=seed)
             say(measured.describe())
 
+    def tabulate(self) -> None:
+        """Find the neighbourhood of every row once, so that a score only has to look it up."""
+        every = torch.arange(len(self))
+        self.neighborhoods = mutual_neighbors(
+            every, self.rows, self.norms, self.center, self.num_neighbors
+        )
+
     def neighborhood(self, indices: Tensor) -> Tensor:
         """(B,) row numbers -> (B, b, D): the rows nearest to each, itself first (N_b(m*))."""
+        if self.neighborhoods is None:
+            found = mutual_neighbors(
+                indices, self.rows, self.norms, self.center, self.num_neighbors
+            )
+            return self.rows[found]
         return self.rows[self.neighborhoods[indices]]
 
     def tensors(self) -> dict[str, Tensor]:
         """What has to be stored."""
+        assert self.neighborhoods is not None
         stored = {
             "rows": self.rows,
             "origin": self.origin,
@@ -80,7 +95,17 @@ class MemoryBank(nn.Module):
     @classmethod
     def from_tensors(cls, tensors: dict[str, Tensor]) -> MemoryBank:
         """Rebuild from `tensors`."""
+        rows, origin = tensors["rows"], tensors["origin"]
         neighborhoods = tensors["neighborhoods"].long()
+        N = len(rows)
+        if rows.ndim != 2 or rows.dtype != torch.float32 or N == 0:
+            raise ValueError(f"bank rows of shape {tuple(rows.shape)}, {rows.dtype}")
+        if origin.shape != (N, 3) or origin.dtype != torch.int32 or bool((origin < 0).any()):
+            raise ValueError(f"origins of shape {tuple(origin.shape)}, {origin.dtype}")
+        if neighborhoods.ndim != 2 or len(neighborhoods) != N or neighborhoods.shape[1] == 0:
+            raise ValueError(f"neighbourhoods of shape {tuple(neighborhoods.shape)}")
+        if bool((neighborhoods < 0).any() or (neighborhoods >= N).any()):
+            raise ValueError("neighbourhoods that point outside the bank")
         bank = cls(
             tensors["rows"],
             num_neighbors=neighborhoods.shape[1],

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from amiss.errors import DataError
 from amiss.memory.coreset import Coreset, greedy_coreset
 from amiss.run import Progress, silent
 
@@ -63,6 +64,8 @@ class CoresetBuffer:
         """The final coreset: rows (size, D), origins (size, 3), and the radius bound."""
         if self.filled:
             self._reduce()
+        if not self.kept:
+            raise DataError("The regions of interest leave no patch to learn from.")
         self.chunk = self.chunk[:0].clone()  # its memory is needed for the final choice
         rows, origin = torch.cat(self.kept), torch.cat(self.kept_origin)
         self.kept.clear()

@@ -95,6 +95,7 @@ def greedy_coreset(
     _validate(embeddings, size, start, allowed)
     search = _LazyGreedy(embeddings, size, allowed)
     made = [] if picks is None else picks
+    assert len(set(made)) == len(made), "a row was picked twice"
     search.add(made[:size] or [start])
     while len(search.picks) < size:
         search.settle_picks(limit=size)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -49,6 +50,12 @@ class Normals:
             self.digests.update(zip(batch.indices.tolist(), batch.digests, strict=True))
             yield batch
 
+    def reading(self) -> dict[str, str]:
+        """What besides the files themselves decides which pixels are learned from."""
+        roi = self.stream.roi
+        digest = "" if roi is None else hashlib.sha256(roi.read_bytes()).hexdigest()
+        return {"window": str(self.stream.window), "roi": digest}
+
     def digest_rows(self, count: int) -> Tensor:
         """(count, 8) uint8: the digests of the first `count` images."""
         joined = b"".join(self.digests[i] for i in range(count))
@@ -79,6 +86,8 @@ class Detector(nn.Module, ABC):
         self.calibration: Calibration | None = None
         self.training_facts: dict[str, Any] = {}  # what it was fitted on, for the manifest
         self.training_digests: UInt8 = np.empty((0, 8), dtype=np.uint8)
+        # Labelled images that a threshold was chosen on: seen too, though not learned from.
+        self.labelled_digests: UInt8 = np.empty((0, 8), dtype=np.uint8)
         self.metrics: dict[str, float] = {}  # of the last evaluation that was stored
         self.roi: Tensor | None = None  # (h, w) bool, the one mask given at fit
 
@@ -154,6 +163,18 @@ class Detector(nn.Module, ABC):
     def image_size(self) -> tuple[int, int]:
         """(height, width) that images are brought to."""
         return self.config.image_size
+
+    def blank(self) -> Self:
+        """A detector with the same options that has learned nothing."""
+        return type(self)(**vars(self.config))
+
+    def take_over(self, other: Self) -> None:
+        """Become what `other` is; until then, a failed fit leaves what was fitted before."""
+        config = self.config
+        self.__dict__.clear()  # a module set over None lives elsewhere, and None would hide it
+        self.__dict__.update(other.__dict__)
+        if self.config == config:
+            self.config = config  # the very object that the user may hold
 
     def keep_roi(self, path: str | Path | None) -> None:
         """Keep the one mask of a fit, in the frame of the network, for every later image."""

@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from amiss.data.stream import Batch
-from amiss.methods.base import Detector, Normals, to_tensors
+from amiss.methods.base import Normals, to_tensors
 from amiss.nn.parallel import ImageWorkers
 from amiss.run import Run
 from amiss.types import Bool, Float64, Int64, Prediction
 
 Judge = Callable[[int], tuple[Prediction[Tensor], Tensor | None]]
 """Number of an image -> its prediction (B = 1) and its region of interest (1, H, W) or None."""
+
+_CHUNK = 16  # images judged between two reports of progress
 
 
 class HeldOut(NamedTuple):
@@ -34,74 +35,90 @@ class HeldOut(NamedTuple):
     how: str
 
 
+class _Row(NamedTuple):
+    number: int
+    score: float
+    peak: float | None
+    middle: float | None
+
+
+def leave_one_out(n: int, judge: Judge, run: Run) -> HeldOut:
+    """`judge` scores each of n images by a model that only the others made; none is wasted."""
+    numbers = range(n if n > 1 else 0)
+    return _collect(_judged(judge, numbers), n, f"leaving out each of {n} normal images", run)
+
+
 def cross_conformal(n: int, folds: int, run: Run, learn: Callable[[Bool], Judge]) -> HeldOut:
     """Judge each of n images by a model that learned from the other folds; none is wasted.
 
     `learn` is handed the images to learn from, (n,) bool, and returns how to judge the others.
     """
-    fold = fold_numbers(n, folds, run.seed)
-    n_folds = int(fold.max()) + 1 if n > 1 else 0
-    scores, maxima, medians = np.zeros(n), np.zeros(n), np.zeros(n)
-    localizes = True
-    for number in range(n_folds):
-        mine = np.flatnonzero(fold == number)
-        judge = learn(fold != number)
-        with ImageWorkers() as workers:
-            for i, (prediction, roi) in zip(mine, workers.map(judge, mine.tolist()), strict=True):
-                scores[i] = float(prediction.score)
-                localizes = prediction.anomaly_map is not None
-                if prediction.anomaly_map is not None:
-                    peak, middle = map_statistics(prediction.anomaly_map, roi)
-                    maxima[i], medians[i] = float(peak), float(middle)
-        run.progress("calibration", number + 1, n_folds)
-    order = np.arange(n if n_folds else 0)
-    return HeldOut(
-        order,
-        scores[order],
-        maxima[order] if localizes else None,
-        medians[order] if localizes else None,
-        f"cross-conformal over {n_folds} folds of {n} normal images",
-    )
+    folds = min(folds, n)
+    fold = np.random.default_rng(run.seed).permutation(np.arange(n) % folds)
+
+    def rows() -> Iterator[_Row]:
+        for number in range(folds if n > 1 else 0):
+            mine = np.flatnonzero(fold == number)
+            yield from _judged(learn(fold != number), mine.tolist())
+
+    return _collect(rows(), n, f"cross-conformal over {folds} folds of {n} normal images", run)
 
 
 def score_held_out(
-    detector: Detector, images: Normals, indices: Int64, run: Run, how: str
+    model: Callable[[Tensor, Tensor | None], Prediction[Tensor]],
+    images: Normals,
+    indices: Int64,
+    run: Run,
+    how: str,
 ) -> HeldOut:
-    """`forward` over normals that `detector` has not learned from."""
-    scores: list[float] = []
-    maxima: list[float] = []
-    medians: list[float] = []
-    order: list[int] = []
-    for batch in images.only(indices, run.batch_size):
-        with ImageWorkers() as workers:
-            for score, maps, roi in predict_batch(detector, batch, workers):
-                scores.append(float(score))
-                if maps is not None:
-                    peak, middle = map_statistics(maps, roi)
-                    maxima.append(float(peak))
-                    medians.append(float(middle))
-        order.extend(batch.indices.tolist())
-        run.progress("calibration", len(order), len(indices))
+    """`model`, such as a detector's `forward`, over normals that it has not learned from."""
+
+    def rows() -> Iterator[_Row]:
+        for batch in images.only(indices, run.batch_size):
+            x, rois = to_tensors(batch.images, batch.rois)
+            place = {int(number): i for i, number in enumerate(batch.indices)}
+
+            def judge(number: int) -> tuple[Prediction[Tensor], Tensor | None]:
+                i = place[number]  # noqa: B023 - called before the loop moves on
+                roi = None if rois is None else rois[i : i + 1]  # noqa: B023
+                return model(x[i : i + 1], roi), roi  # noqa: B023
+
+            yield from _judged(judge, batch.indices.tolist())
+
+    return _collect(rows(), len(indices), how, run)
+
+
+def _judged(judge: Judge, numbers: Iterable[int]) -> Iterator[_Row]:
+    """Judge images one per core."""
+
+    def row(number: int) -> _Row:
+        prediction, roi = judge(number)
+        if prediction.anomaly_map is None:
+            return _Row(number, float(prediction.score), None, None)
+        peak, middle = map_statistics(prediction.anomaly_map, roi)
+        return _Row(number, float(prediction.score), float(peak), float(middle))
+
+    waiting = list(numbers)
+    with ImageWorkers() as workers:
+        for first in range(0, len(waiting), _CHUNK):
+            yield from workers.map(row, waiting[first : first + _CHUNK])
+
+
+def _collect(rows: Iterable[_Row], total: int, how: str, run: Run) -> HeldOut:
+    found = []
+    for row in rows:
+        found.append(row)
+        run.progress("calibration", len(found), total)
+    found.sort()
+    peaks = [row.peak for row in found if row.peak is not None]
+    middles = [row.middle for row in found if row.middle is not None]
     return HeldOut(
-        np.array(order, dtype=np.int64),
-        np.array(scores),
-        np.array(maxima) if maxima else None,
-        np.array(medians) if medians else None,
+        np.array([row.number for row in found], dtype=np.int64),
+        np.array([row.score for row in found], dtype=np.float64),
+        np.array(peaks) if peaks else None,
+        np.array(middles) if middles else None,
         how,
     )
-
-
-def predict_batch(
-    detector: Detector, batch: Batch, workers: ImageWorkers
-) -> list[tuple[Tensor, Tensor | None, Tensor | None]]:
-    """(score (1,), map (1, H, W) or None, roi (1, H, W) or None) of each image of a batch."""
-    x, rois = to_tensors(batch.images, batch.rois)
-
-    def judge(i: int) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        roi = None if rois is None else rois[i : i + 1]
-        return *detector(x[i : i + 1], roi), roi
-
-    return workers.map(judge, range(len(x)))
 
 
 def map_statistics(maps: Tensor, roi: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -111,13 +128,3 @@ def map_statistics(maps: Tensor, roi: Tensor | None) -> tuple[Tensor, Tensor]:
         return flat.amax(1), flat.median(1).values
     inside = [m[r] for m, r in zip(maps, roi, strict=True)]
     return torch.stack([m.max() for m in inside]), torch.stack([m.median() for m in inside])
-
-
-def fold_numbers(n: int, folds: int, seed: int) -> Int64:
-    """(n,) int64: the fold of each image, of near equal sizes, drawn at random.
-
-    `folds` 0 takes n folds up to 20 images, ten up to 100, else five: with few images each of them
-    weighs more, and a fold costs less.
-    """
-    wanted = folds or (n if n <= 20 else 10 if n <= 100 else 5)
-    return np.random.default_rng(seed).permutation(np.arange(n) % min(wanted, n))

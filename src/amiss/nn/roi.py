@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from amiss.errors import DataError
 from amiss.types import Bool, Int64, UInt8
 
 
@@ -41,6 +42,18 @@ class RoiStore:
 
 
 def roi_cells(roi: Tensor, grid: tuple[int, int]) -> Tensor:
-    """(B, H, W) bool -> (B, h * w) bool: cells of which at least half lies inside."""
-    share = F.adaptive_avg_pool2d(roi[:, None].float(), grid)
-    return (share >= 0.5).flatten(1)
+    """(B, H, W) bool -> (B, h * w) bool: cells of which at least half lies inside.
+
+    A region thinner than a cell keeps the cells that lie inside it most.
+
+    Raises:
+        DataError: a region without a pixel.
+    """
+    share = F.adaptive_avg_pool2d(roi[:, None].float(), grid).flatten(1)
+    most = share.amax(dim=1, keepdim=True)
+    if not bool((most > 0).all()):
+        raise DataError(
+            "A region of interest leaves nothing of its image to look at.",
+            hint="White marks what is looked at; it must lie inside the image.",
+        )
+    return share >= most.clamp_max(0.5)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from amiss.evaluate import add_evidence
+from amiss.evaluation import add_evidence
 from amiss.methods.base import Detector
 from amiss.outcome import Report
 from amiss.report.gallery import pictured

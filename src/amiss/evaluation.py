@@ -75,7 +75,9 @@ def evaluate(
     calibration = runtime.calibration
     notes = [*dataset.notes, *(() if calibration is None else calibration.notes)]
     if seen:
-        notes.append(f"{seen} test images were left out: the detector was fitted on them.")
+        notes.append(
+            f"{seen} test images were left out: the detector or its threshold has seen them."
+        )
     metrics, intervals, curves = _image_metrics(judged, notes)
     _pixel_metrics(judged, rois, metrics, curves, notes)
     done = time.perf_counter()
@@ -116,6 +118,7 @@ def _judge(
 ) -> tuple[list[Judged], list[Bool | None], int]:
     """Judge every unseen record; the rois (h, w) of the frames and how many were seen before."""
     trained_on = {bytes(row) for row in detector.training_digests}
+    trained_on |= {bytes(row) for row in detector.labelled_digests}
     stream = ImageStream(
         records, size=runtime.image_size, mode=runtime.resize,
         roi=None if roi is None else Path(roi), window=runtime.window,

@@ -1,0 +1,391 @@
+"""Every command: what it prints, where, and how it ends."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import select
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+import amiss as package
+from amiss.artifact import read_manifest
+from amiss.console import parse_memory, parse_size
+from amiss.errors import OptionError
+from amiss.methods import METHODS, method_class
+from commands import TINY_FLAGS, amiss
+
+Capture = pytest.CaptureFixture[str]
+
+
+def run(*arguments: object, stdin: str = "") -> subprocess.CompletedProcess[str]:
+    """`amiss` as a program of its own."""
+    code = "import sys; from amiss.cli import main; main(sys.argv[1:])"
+    return subprocess.run(
+        [sys.executable, "-W", "error", "-c", code, *map(str, arguments)],
+        capture_output=True, text=True, check=False, input=stdin,
+    )  # fmt: skip
+
+
+# --- help and start-up -----------------------------------------------------------------------
+
+
+def test_help_and_import_do_not_load_torch() -> None:
+    code = (
+        "import sys\n"
+        "import amiss\n"
+        "assert 'torch' not in sys.modules\n"
+        "from amiss.cli import main\n"
+        "try:\n    main(['--help'])\n"
+        "except SystemExit as ended:\n    assert not ended.code\n"
+        "heavy = {'torch', 'timm', 'faiss', 'onnxruntime', 'jinja2'} & set(sys.modules)\n"
+        "assert not heavy, heavy\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    for command in ("fit", "evaluate", "predict", "calibrate", "check", "methods", "inspect"):
+        assert command in done.stdout
+
+
+def test_the_help_of_a_method_lists_every_option(capsys: Capture) -> None:
+    for method in METHODS:
+        told = amiss(capsys, "fit", method, "--help")
+        assert told.status == 0
+        for name in vars(method_class(method).config_type()):
+            assert f"--{name.replace('_', '-')}" in told.out
+
+
+def test_the_help_of_fit_names_the_methods(capsys: Capture) -> None:
+    told = amiss(capsys, "fit", "--help")
+    assert told.status == 0 and all(method in told.out for method in METHODS)
+
+
+@pytest.mark.parametrize("arguments", [[], ["fit"]])
+def test_without_arguments_help_is_shown_as_wrong_usage(
+    arguments: list[str], capsys: Capture
+) -> None:
+    told = amiss(capsys, *arguments)
+    assert told.status == 2 and "Usage" in told.out + told.err
+
+
+# --- fit -------------------------------------------------------------------------------------
+
+
+def test_fit_writes_the_file_and_says_what_it_did(
+    labelled: Path, tmp_path: Path, capsys: Capture
+) -> None:
+    output = tmp_path / "part.amiss"
+    told = amiss(capsys, "fit", "patchcore", labelled, "-o", output, *TINY_FLAGS)
+    assert told.status == 0 and output.is_file()
+    assert "threshold" in told.out and "12 normal images" in told.out
+    assert "MVTec" in told.err and "memory: about" in told.err  # before any work
+    assert "coreset: " in told.err and "cannot support" in told.err
+    assert [path.name for path in tmp_path.iterdir()] == ["part.amiss"]
+
+
+def test_fit_prints_one_object_with_json(labelled: Path, tmp_path: Path, capsys: Capture) -> None:
+    output = tmp_path / "part.amiss"
+    told = amiss(
+        capsys, "fit", "patchcore", labelled, "-o", output, *TINY_FLAGS, "--json",
+        "--max-false-alarm", 0.2, "--seed", 3, "--coreset-size", 50,
+    )  # fmt: skip
+    assert told.status == 0 and not told.err
+    assert told.json["output"] == str(output) and told.json["n_normal"] == 12
+    assert told.json["method"] == "patchcore"
+    assert told.json["calibration"]["max_false_alarm"] == 0.2
+    assert told.json["seconds"] > 0 and told.json["peak_memory_mib"] > 0
+    manifest = read_manifest(output)
+    assert manifest["config"]["coreset_size"] == 50 and manifest["training"]["seed"] == 3
+
+
+def test_every_option_can_be_set_by_its_flag(
+    normals: Path, tmp_path: Path, capsys: Capture
+) -> None:
+    output = tmp_path / "part.amiss"
+    flags: dict[str, Any] = {
+        "--resize": "letterbox", "--normalization": "imagenet", "--embedding": "adaptive",
+        "--neighborhood": 5, "--stride": 2, "--layer-dim": 30, "--target-dim": 20,
+        "--coreset-size": 40, "--coreset": "random", "--projection-dim": 0, "--num-neighbors": 3,
+        "--distance": "squared", "--blur-sigma": 2, "--folds": 2, "--search": "exact",
+    }  # fmt: skip
+    told = amiss(
+        capsys, "fit", "patchcore", normals, "-o", output, *TINY_FLAGS,
+        *(part for pair in flags.items() for part in pair),
+    )  # fmt: skip
+    assert told.status == 0
+    config = read_manifest(output)["config"]
+    for flag, value in flags.items():
+        assert config[flag[2:].replace("-", "_")] == value
+    assert config["image_size"] == [48, 64] and config["layers"] == ["4", "8"]
+
+
+def test_an_interrupted_fit_ends_with_130_and_goes_on(
+    normals: Path, tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from amiss import console
+
+    output = tmp_path / "part.amiss"
+    arguments = ["fit", "patchcore", normals, "-o", output, *TINY_FLAGS]
+
+    def interrupt(stage: str, done: int, total: int) -> None:
+        if stage == "calibration":
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(console, "_line_per_stage", interrupt)
+        assert amiss(capsys, *arguments).status == 130
+    assert not output.exists()
+    assert [path.name for path in tmp_path.iterdir()] == ["part.amiss.partial"]
+    told = amiss(capsys, *arguments)
+    assert told.status == 0 and "going on" in told.err
+    assert [path.name for path in tmp_path.iterdir()] == ["part.amiss"]
+
+
+# --- evaluate --------------------------------------------------------------------------------
+
+
+def test_evaluate_prints_the_figures(artifact: Path, labelled: Path, capsys: Capture) -> None:
+    told = amiss(capsys, "evaluate", artifact, labelled)
+    assert told.status == 0
+    for name in ("image_auroc", "aupro", "false alarms", "scratch", "hole"):
+        assert name in told.out
+
+
+def test_evaluate_prints_one_object_with_json(
+    artifact: Path, labelled: Path, tmp_path: Path, capsys: Capture
+) -> None:
+    page = tmp_path / "page.html"
+    told = amiss(capsys, "evaluate", artifact, labelled, "--json", "--report", page)
+    assert told.status == 0 and not told.err
+    assert {"image_auroc", "image_ap", "image_f1_max", "pixel_auroc", "pixel_ap", "aupro"} <= (
+        told.json["metrics"].keys()
+    )
+    assert told.json["intervals"].keys() <= told.json["metrics"].keys()
+    for key in ("threshold", "false_alarm_rate", "seconds", "peak_memory_mib", "notes"):
+        assert key in told.json
+    assert told.json["report"] == str(page) and page.read_text().startswith("<!")
+
+
+# --- predict ---------------------------------------------------------------------------------
+
+
+def test_predict_prints_a_line_per_image(artifact: Path, labelled: Path, capsys: Capture) -> None:
+    told = amiss(capsys, "predict", artifact, labelled / "test" / "scratch")
+    lines = told.out.splitlines()
+    assert told.status == 0 and len(lines) == 4
+    assert all(line.startswith("ANOMALOUS") and ".png" in line for line in lines)
+    assert "4 images, 4 anomalous" in told.err
+
+
+def test_predict_prints_one_object_with_json(
+    artifact: Path, labelled: Path, capsys: Capture
+) -> None:
+    folder = labelled / "test" / "scratch"
+    told = amiss(capsys, "predict", artifact, folder, folder / "000.png", "--json")
+    assert told.status == 0 and not told.err
+    assert len(told.json["results"]) == 5 and told.json["n_anomalous"] == 5
+    assert told.json["skipped"] == [] and told.json["threshold"] > 0
+    row = told.json["results"][0]
+    assert row.keys() == {"path", "score", "p_value", "is_anomalous", "regions"}
+    assert {"p50", "p95", "p99"} == told.json["latency_ms"].keys()
+
+
+def test_predict_ends_with_3_on_an_anomaly_only_when_asked(
+    artifact: Path, labelled: Path, capsys: Capture
+) -> None:
+    bad = labelled / "test" / "scratch"
+    assert amiss(capsys, "predict", artifact, bad).status == 0
+    assert amiss(capsys, "predict", artifact, bad, "--fail-on-anomaly").status == 3
+    told = amiss(capsys, "predict", artifact, bad, "--fail-on-anomaly", "--json")
+    assert told.status == 3 and told.json["n_anomalous"] == 4
+    normal = labelled / "train" / "good" / "000.png"
+    assert amiss(capsys, "predict", artifact, normal, "--fail-on-anomaly").status == 0
+
+
+def test_predict_takes_a_list_on_stdin(
+    artifact: Path, labelled: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    paths = sorted((labelled / "test" / "hole").iterdir())
+    monkeypatch.setattr("sys.stdin", io.StringIO("\n".join(map(str, paths)) + "\n\n"))
+    told = amiss(capsys, "predict", artifact, "-", "--json")
+    assert [row["path"] for row in told.json["results"]] == [str(path) for path in paths]
+
+
+def test_predict_writes_tables_and_heat_maps(
+    artifact: Path, labelled: Path, tmp_path: Path, capsys: Capture
+) -> None:
+    told = amiss(
+        capsys, "predict", artifact, labelled / "test" / "hole", labelled / "test" / "scratch",
+        "--csv", tmp_path / "t.csv", "--jsonl", tmp_path / "t.jsonl",
+        "--heatmaps", tmp_path / "heat", "--json",
+    )  # fmt: skip
+    assert told.status == 0
+    with (tmp_path / "t.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    lines = [json.loads(line) for line in (tmp_path / "t.jsonl").read_text().splitlines()]
+    assert lines == told.json["results"] and len(rows) == 6
+    for row, line in zip(rows, lines, strict=True):
+        assert row["path"] == line["path"] and float(row["score"]) == line["score"]
+        assert int(row["regions"]) == len(line["regions"])
+    pictures = sorted((tmp_path / "heat").iterdir())
+    assert len(pictures) == 6  # two folders hold a 000.png each
+    for picture in pictures:
+        with Image.open(picture) as image:
+            assert image.format == "PNG" and image.size[1] >= 60
+
+
+def test_predict_watches_a_folder_until_it_is_told_to_stop(
+    artifact: Path, labelled: Path, tmp_path: Path
+) -> None:
+    inbox = tmp_path / "inbox"
+    inbox.mkdir()
+    code = "import sys; from amiss.cli import main; main(sys.argv[1:])"
+    lines = tmp_path / "out.jsonl"
+    arguments = ["predict", str(artifact), "--watch", str(inbox), "--jsonl", str(lines)]
+    with subprocess.Popen(
+        [sys.executable, "-c", code, *arguments], stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        # What lies there when it begins to look is not new: keep copying until one is seen.
+        for i in range(60):
+            shutil.copy(labelled / "test" / "scratch" / "000.png", inbox / f"new{i}.png")
+            if select.select([process.stdout], [], [], 0.5)[0]:
+                break
+        first = process.stdout.readline()
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(timeout=20) == 0
+    assert first.startswith("ANOMALOUS") and "new" in first
+    assert json.loads(lines.read_text().splitlines()[0])["is_anomalous"] is True
+
+
+# --- calibrate -------------------------------------------------------------------------------
+
+
+def test_calibrate_changes_the_file_it_is_given(
+    artifact: Path, tmp_path: Path, capsys: Capture
+) -> None:
+    part = tmp_path / "part.amiss"
+    part.write_bytes(artifact.read_bytes())
+    told = amiss(capsys, "calibrate", part, "--max-false-alarm", 0.5, "--json")
+    assert told.status == 0 and told.json["max_false_alarm"] == 0.5
+    low, high = told.json["expected_rates"]
+    assert 0 < low < 0.5 < high < 1
+    assert read_manifest(part)["calibration"]["threshold"] == told.json["threshold"]
+
+
+def test_calibrate_keeps_the_file_when_it_writes_another(
+    artifact: Path, labelled: Path, tmp_path: Path, capsys: Capture
+) -> None:
+    before, other = artifact.read_bytes(), tmp_path / "other.amiss"
+    told = amiss(
+        capsys, "calibrate", artifact, "--policy", "cost 1:10", "--labelled", labelled / "test",
+        "-o", other,
+    )  # fmt: skip
+    assert told.status == 0 and "by cost 1:10" in told.out
+    assert artifact.read_bytes() == before
+    assert read_manifest(other)["calibration"]["policy"] == "cost 1:10"
+
+
+# --- check, methods, inspect -----------------------------------------------------------------
+
+
+def test_check_says_whether_a_fit_is_advisable(
+    labelled: Path, artifact: Path, tmp_path: Path, capsys: Capture
+) -> None:
+    told = amiss(capsys, "check", labelled, "--max-false-alarm", 0.2, "--json")
+    assert told.json["ok"] is (told.status == 0)
+    assert told.json["counts"]["train"]["normal"] == 12
+    told = amiss(capsys, "check", labelled, "--detector", artifact)
+    assert "12 normal" in told.out
+    (tmp_path / "a.png").touch()
+    told = amiss(capsys, "check", tmp_path, "--json")
+    assert told.status == 1 and told.json["ok"] is False
+
+
+def test_methods_lists_what_each_can_do(capsys: Capture) -> None:
+    told = amiss(capsys, "methods", "--json")
+    rows = told.json["methods"]
+    assert [row["id"] for row in rows] == list(METHODS)
+    for row in rows:
+        assert row.keys() == {"id", "paper", "localizes", "exportable", "learns_from_anomalies"}
+    told = amiss(capsys, "methods")
+    assert told.status == 0 and "patchcore" in told.out and "CVPR" in told.out
+
+
+def test_inspect_says_what_a_file_holds(artifact: Path, capsys: Capture) -> None:
+    told = amiss(capsys, "inspect", artifact, "--json")
+    assert told.status == 0 and told.json["method"] == "patchcore"
+    assert told.json["training"]["n_normal"] == 12
+    told = amiss(capsys, "inspect", artifact)
+    assert told.status == 0
+    for word in ("coreset_ratio", "threshold", "12 names", "fingerprint"):
+        assert word in told.out
+
+
+# --- as a program ----------------------------------------------------------------------------
+
+
+def test_the_program_fits_and_judges_without_a_warning(labelled: Path, tmp_path: Path) -> None:
+    part = tmp_path / "part.amiss"
+    done = run("fit", "patchcore", labelled, "-o", part, *TINY_FLAGS, "--threads", 1)
+    assert done.returncode == 0, done.stderr
+    assert "Warning" not in done.stderr
+    image = labelled / "test" / "scratch" / "001.png"
+    done = run("predict", part, "-", "--fail-on-anomaly", "--json", stdin=f"{image}\n")
+    assert done.returncode == 3, done.stderr
+    assert json.loads(done.stdout)["results"][0]["path"] == str(image)
+    assert done.stderr == ""
+
+
+def test_the_program_says_errors_on_stderr_and_as_json_on_stdout(tmp_path: Path) -> None:
+    done = run("predict", tmp_path / "no.amiss", tmp_path / "x.png")
+    assert done.returncode == 1 and done.stdout == ""
+    assert done.stderr.startswith("ArtifactError: ") and "Traceback" not in done.stderr
+    done = run("predict", tmp_path / "no.amiss", tmp_path / "x.png", "--json")
+    assert done.returncode == 1 and done.stderr == ""
+    assert json.loads(done.stdout)["error"] == "ArtifactError"
+
+
+def test_the_command_is_installed() -> None:
+    from importlib.metadata import entry_points
+
+    (command,) = entry_points(group="console_scripts", name="amiss")
+    assert command.value == "amiss.cli:main"
+    assert package.__name__ == "amiss"
+
+
+# --- sizes and amounts -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "mib"),
+    [("2GiB", 2048), ("2 gb", 2048), ("800M", 800), ("1.5G", 1536), ("1T", 1 << 20),
+     ("2048K", 2), ("4194304", 4), (" 512MiB ", 512)],
+)  # fmt: skip
+def test_amounts_of_memory(text: str, mib: int) -> None:
+    assert parse_memory(text) == mib
+    assert parse_memory(None) is None
+
+
+@pytest.mark.parametrize("text", ["", "much", "-1GiB", "2GiBs", "0", "1K", "1e3M"])
+def test_what_is_no_amount_is_refused(text: str) -> None:
+    with pytest.raises(OptionError):
+        parse_memory(text)
+
+
+def test_sizes_are_height_by_width() -> None:
+    assert parse_size("256") == (256, 256)
+    assert parse_size(" 48x64 ") == parse_size("48X64") == (48, 64)
+    for text in ("", "x", "48x", "48x64x3", "-48", "4.8"):
+        with pytest.raises(OptionError):
+            parse_size(text)
