@@ -24,7 +24,7 @@ FILES = sorted(SOURCES.rglob("*.py"))
 LAYERS: tuple[tuple[str, ...], ...] = (
     ("amiss.errors", "amiss.types", "amiss.run", "amiss.versions", "amiss.threads"),
     ("amiss.data", "amiss.nn", "amiss.memory", "amiss.metrics"),
-    ("amiss.training",),
+    ("amiss.options", "amiss.learning", "amiss.training"),
     ("amiss.methods",),
     ("amiss.calibration", "amiss.artifact", "amiss.runtime", "amiss.export", "amiss.outcome"),
     ("amiss.predict", "amiss.evaluation", "amiss.fit", "amiss.recalibrate"),

@@ -41,6 +41,11 @@ Layout = Annotated[
 _TABLE_HELP = "Finds what is amiss in an image after seeing only normal ones."
 
 
+# What typer raises on a command line that it cannot read: the base of its BadParameter, the only
+# one of the family that every release of typer exports.
+_CannotRead: Any = typer.BadParameter.__mro__[2]
+
+
 def build_app(method: str | None) -> typer.Typer:
     """The commands. `fit METHOD` gets its flags from the method's options, so only the method that
     was named is imported."""
@@ -82,9 +87,7 @@ def main(argv: list[str] | None = None) -> None:
     except (KeyboardInterrupt, typer.Abort):
         say("Interrupted.")
         code = 130
-    except Exception as error:
-        if not hasattr(error, "format_message"):
-            raise
+    except _CannotRead as error:
         code = _wrong_usage(error, as_json)
     sys.exit(code)
 
@@ -139,7 +142,6 @@ def run_fit(  # noqa: PLR0913 - one parameter per flag
     """Learn, calibrate, save."""
     from amiss.data.index import index
     from amiss.fit import fit
-    from amiss.memory.plan import peak_mib
     from amiss.run import Run, mute
 
     set_threads(threads)
@@ -163,13 +165,20 @@ def run_fit(  # noqa: PLR0913 - one parameter per flag
             raise
     detector.save(output)
     partial.unlink(missing_ok=True)
+    _say_fit(detector, output, as_json=json)
+
+
+def _say_fit(detector: Any, output: Path, *, as_json: bool) -> None:
+    from amiss.memory.plan import peak_mib
+
     training, calibration = detector.training_facts, detector.calibration
-    if json:
+    if as_json:
         print_json(
             {
                 "output": str(output),
                 "method": detector.id,
                 "n_normal": training["n_normal"],
+                "summary": detector.summary(),
                 "calibration": None if calibration is None else calibration.as_dict(),
                 "least_normal": training["least_normal"],
                 "seconds": training["fit_seconds"],
@@ -177,6 +186,7 @@ def run_fit(  # noqa: PLR0913 - one parameter per flag
             }
         )
         return
+    print(detector.summary())
     if calibration is not None:
         low, high = calibration.expected_rates()
         print(

@@ -55,13 +55,7 @@ def evaluate(
     """
     run = run or Run()
     dataset = data if isinstance(data, Dataset) else index(data)
-    records = [r for r in dataset.test if r.label is not None]
-    if not records:
-        raise DataError(
-            f"{dataset.name} holds no labelled test image.",
-            hint="Put test images in folders named by their kind beside one named good, or give "
-            "a table with the columns path, label and split.",
-        )
+    records = _labelled(dataset)
     run.say(dataset.describe())
     runtime = as_runtime(detector)
     started = time.perf_counter()
@@ -80,7 +74,6 @@ def evaluate(
         )
     metrics, intervals, curves = _image_metrics(judged, notes)
     _pixel_metrics(judged, rois, metrics, curves, notes)
-    done = time.perf_counter()
     return Report(
         detector=_detector_facts(detector),
         dataset={
@@ -97,16 +90,31 @@ def evaluate(
         calibration_scores=np.empty(0) if calibration is None else calibration.scores,
         curves=curves,
         display=None if calibration is None else calibration.display,
-        seconds={
-            "total": round(done - started, 3),
-            "scoring": round(scored - started, 3),
-            "metrics": round(done - scored, 3),
-            "per_image": round((scored - started) / len(judged), 5),
-        },
+        seconds=_seconds(started, scored, time.perf_counter(), len(judged)),
         peak_memory_mib=round(peak_mib(), 1),
         versions=versions(),
         notes=notes,
     )
+
+
+def _labelled(dataset: Dataset) -> list[Record]:
+    records = [r for r in dataset.test if r.label is not None]
+    if not records:
+        raise DataError(
+            f"{dataset.name} holds no labelled test image.",
+            hint="Put test images in folders named by their kind beside one named good, or give "
+            "a table with the columns path, label and split.",
+        )
+    return records
+
+
+def _seconds(started: float, scored: float, done: float, count: int) -> dict[str, float]:
+    return {
+        "total": round(done - started, 3),
+        "scoring": round(scored - started, 3),
+        "metrics": round(done - scored, 3),
+        "per_image": round((scored - started) / count, 5),
+    }
 
 
 def _judge(
@@ -277,7 +285,7 @@ def _detector_facts(detector: Detector) -> dict[str, Any]:
 
 def add_evidence(detector: Detector, judged: Sequence[Judged]) -> None:
     """Name, for these images, the normal patch that the most anomalous one was compared with."""
-    from amiss.methods.base import to_tensors
+    from amiss.learning.normals import to_tensors
 
     runtime = as_runtime(detector)
     files = detector.training_facts.get("files", [])

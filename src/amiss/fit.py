@@ -14,8 +14,9 @@ from amiss.calibration import calibrate, check_rate
 from amiss.data.index import Dataset, Source, index
 from amiss.data.stream import ImageStream
 from amiss.errors import DataError
-from amiss.methods.base import Detector, Normals
-from amiss.methods.held_out import HeldOut
+from amiss.learning.held_out import HeldOut
+from amiss.learning.normals import Normals
+from amiss.methods.base import Detector
 from amiss.run import Run
 from amiss.types import Record, UInt8
 from amiss.versions import versions
@@ -57,27 +58,11 @@ def fit(
         records, size=detector.image_size, mode=detector.config.resize_mode,
         roi=None if roi is None else Path(roi), window=window,
     )  # fmt: skip
-    images = Normals(stream)
-    learned = detector.blank()
-    held_out = learned.learn(images, run)
-    learned.eval()
-    learned.calibration = (
-        calibrate(
-            held_out.scores, held_out.map_maxima, held_out.map_medians,
-            max_false_alarm=max_false_alarm, how=held_out.how,
-        )
-        if len(held_out.scores)
-        else None
-    )  # fmt: skip
-    learned.training_digests = images.digest_rows(len(images)).numpy()
-    learned.training_facts = {
-        **_data_facts(dataset, records, learned.training_digests),
+    learned = _learned(detector.blank(), Normals(stream), max_false_alarm, dataset, run)
+    learned.training_facts |= {
         "window": window,
         "roi": None if roi is None else Path(roi).name,
-        "seed": run.seed,
-        "least_normal": _least_normal(dataset, records, held_out),
         "fit_seconds": round(time.perf_counter() - started, 3),
-        "versions": versions(),
     }
     learned.keep_roi(roi)
     detector.take_over(learned)
@@ -86,6 +71,28 @@ def fit(
     else:
         for note in detector.calibration.notes:
             run.say(note)
+    return detector
+
+
+def _learned(
+    detector: Detector, images: Normals, max_false_alarm: float, dataset: Dataset, run: Run
+) -> Detector:
+    """The blank `detector` after it has learned and been calibrated."""
+    held_out = detector.learn(images, run)
+    detector.eval()
+    if len(held_out.scores):
+        detector.calibration = calibrate(
+            held_out.scores, held_out.map_maxima, held_out.map_medians,
+            max_false_alarm=max_false_alarm, how=held_out.how,
+        )  # fmt: skip
+    detector.training_digests = images.digest_rows(len(images)).numpy()
+    records = images.stream.records
+    detector.training_facts = {
+        **_data_facts(dataset, records, detector.training_digests),
+        "seed": run.seed,
+        "least_normal": _least_normal(dataset, records, held_out),
+        "versions": versions(),
+    }
     return detector
 
 

@@ -104,14 +104,20 @@ class Report:
         return "\n".join(lines)
 
     def as_dict(self) -> dict[str, Any]:
-        """The report without maps and curves, of plain Python types, for JSON."""
+        """The report without maps and curves, of plain Python types, for JSON.
+
+        The metrics stand under their own names, and once more together under `metrics`; `seconds`
+        is the whole time, `timings` its parts.
+        """
         return {
+            **self.metrics,
             "metrics": self.metrics,
             "intervals": {name: list(pair) for name, pair in self.intervals.items()},
             **self.operating_point,
             "dataset": self.dataset,
             "detector": self.detector,
-            "seconds": self.seconds,
+            "seconds": self.seconds["total"],
+            "timings": self.seconds,
             "peak_memory_mib": self.peak_memory_mib,
             "versions": self.versions,
             "notes": self.notes,

@@ -48,7 +48,7 @@ class TorchRuntime:
         """See `Runtime`. One image takes all threads; of several, each takes one."""
         import torch
 
-        from amiss.methods.base import to_tensors
+        from amiss.learning.normals import to_tensors
         from amiss.nn.parallel import ImageWorkers
 
         x, roi = to_tensors(images, rois)

@@ -12,10 +12,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from amiss.methods.base import Detector, Normals, to_tensors
-from amiss.methods.held_out import HeldOut, map_statistics
-from amiss.methods.options import Config, option
+from amiss.learning.held_out import HeldOut, map_statistics
+from amiss.learning.normals import Normals, to_tensors
+from amiss.methods.base import Detector
 from amiss.nn.roi import roi_cells
+from amiss.options import Config, option
 from amiss.run import Run
 from amiss.types import Prediction
 

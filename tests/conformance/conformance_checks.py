@@ -25,7 +25,8 @@ from torch import Tensor
 from amiss.data.index import index
 from amiss.data.stream import ImageStream
 from amiss.errors import AmissError, NotFittedError
-from amiss.methods.base import Detector, Normals
+from amiss.learning.normals import Normals
+from amiss.methods.base import Detector
 from amiss.predict import predict_records
 from amiss.run import Run
 from amiss.runtime import as_runtime

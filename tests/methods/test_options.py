@@ -10,7 +10,7 @@ import pytest
 
 from amiss.errors import OptionError
 from amiss.methods import METHODS, method_class
-from amiss.methods.options import Config, option
+from amiss.options import Config, option
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -17,8 +17,8 @@ from torch.nn import functional as F
 
 from amiss.data.stream import ImageStream
 from amiss.errors import AmissError, OptionError
+from amiss.learning.normals import Normals
 from amiss.memory.bank import MemoryBank
-from amiss.methods.base import Normals
 from amiss.methods.patchcore import PatchCore, PatchCoreConfig
 from amiss.run import Run
 from amiss.types import Record

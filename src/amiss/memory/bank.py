@@ -2,12 +2,24 @@
 
 from __future__ import annotations
 
+from typing import Protocol
+
 import torch
 from torch import Tensor, nn
 
 from amiss.memory.approximate import LARGE_BANK, InvertedFile, build_inverted_file
 from amiss.memory.neighbors import mutual_neighbors, nearest_rows
 from amiss.run import Say
+
+
+class Bank(Protocol):
+    """What scoring asks of a bank."""
+
+    def nearest(self, queries: Tensor) -> tuple[Tensor, Tensor]:
+        """(Q, D) -> distances (Q,) float32 to, and numbers (Q,) int64 of, the nearest rows."""
+
+    def neighborhood(self, indices: Tensor) -> Tensor:
+        """(B,) row numbers -> (B, b, D): the rows nearest to each, itself first."""
 
 
 class MemoryBank(nn.Module):

@@ -2,11 +2,13 @@
 
 Calibration wants each normal image judged by a bank that has not seen it. Leaving one image out
 removes its rows from the coreset; the other rows still cover every patch but those that only the
-removed ones covered. These few are measured against what is left, and the greedy selection goes on
-among them until the covering radius and the number of rows are what they were: with fewer rows the
-image would be judged by a coarser bank than the one that decides later. Over all images that costs
-one pass over the patches to find out who is covered by whom, and a second one to measure what was
-uncovered.
+removed ones covered. Among these few the greedy selection goes on until the covering radius and the
+number of rows are what they were: with fewer rows the image would be judged by a coarser bank than
+the one that decides later.
+
+All of that follows from one pass over the patches, which finds for each its nearest pick and its
+nearest pick from any other image than that one's. Whichever image is left out, a patch's distance
+to the remaining picks is one of the two.
 
 The rows that stay were chosen in the presence of the image, which a selection from scratch would
 not have been; none of them belongs to it. How well the promised rates hold is measured in
@@ -15,64 +17,131 @@ docs/thresholds.md.
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numpy as np
 import torch
 from torch import Tensor
 
 from amiss.memory.coreset import Coreset
-from amiss.memory.neighbors import nearest_rows
+from amiss.memory.neighbors import distances_to, mutual_neighbors
 from amiss.types import Bool, Int64
+
+_BLOCK = 1 << 22  # squared distances held at once: 16 MiB
+
+
+class _Nearest(NamedTuple):
+    """For each patch (N,): the distance to a pick and the number of that pick among the picks; -1
+    where there is none."""
+
+    distance: Tensor
+    pick: Tensor
 
 
 class LeaveOneOut:
     """`flat` (n * P, D) patches of n images in order, the `chosen` coreset of those `inside`."""
 
     def __init__(self, flat: Tensor, chosen: Coreset, inside: Bool, per_image: int) -> None:
-        self.flat, self.per_image = flat, per_image
-        self.picks = chosen.indices
-        self.picked_from = chosen.indices // per_image  # (k,) the image of each pick
+        self.flat, self.per_image, self.inside = flat, per_image, inside
+        order = np.argsort(chosen.indices // per_image, kind="stable")  # picks of an image together
+        self.picks = chosen.indices[order]
+        self.owner = self.picks // per_image  # (k,) the image of each pick
+        self.starts = np.searchsorted(self.owner, np.arange(len(flat) // per_image + 1))
         self.radius = chosen.radius
-        centers = flat[torch.from_numpy(chosen.indices)]
+        self.first, self.second = self._two_nearest()
+        covered_by = self.owner[self.first.pick.numpy()]
+        covered_by[~inside] = -1
+        self.by_owner = np.argsort(covered_by, kind="stable")
+        self.ends = np.searchsorted(
+            covered_by[self.by_owner], np.arange(len(flat) // per_image + 1)
+        )
+
+    def _two_nearest(self) -> tuple[_Nearest, _Nearest]:
+        """The nearest pick of each patch, and the nearest of another image than that pick's."""
+        N = len(self.flat)
+        centers = self.flat[torch.from_numpy(self.picks)]
         middle = centers.mean(0)
         norms = (centers - middle).square().sum(1)
-        self.covered = np.flatnonzero(inside)  # patches that the coreset covers
-        owner = np.empty(len(self.covered), dtype=np.int64)  # the image whose pick covers each
-        for first in range(0, len(self.covered), _BLOCK):
-            rows = flat[torch.from_numpy(self.covered[first : first + _BLOCK])]
-            nearest = nearest_rows(rows, centers, norms, middle)[1].numpy()
-            owner[first : first + _BLOCK] = self.picked_from[nearest]
-        order = np.argsort(owner, kind="stable")
-        self.by_owner = self.covered[order]
-        self.ends = np.searchsorted(owner[order], np.arange(len(flat) // per_image + 1))
+        found = [_Nearest(torch.empty(N), torch.empty(N, dtype=torch.int64)) for _ in range(2)]
+        step = max(1, _BLOCK // len(centers))
+        for first in range(0, N, step):
+            rows = self.flat[first : first + step]
+            ranks = torch.addmm(norms, rows - middle, centers.T, alpha=-2)  # (R, k)
+            for nearest in found:
+                value, pick = ranks.min(dim=1)
+                nearest.pick[first : first + step] = pick
+                distance = distances_to(rows, centers[pick])
+                none = value == torch.inf
+                nearest.distance[first : first + step] = distance.masked_fill_(none, torch.inf)
+                self._forget(ranks, pick.numpy())
+        return found[0], found[1]
 
-    def rows_without(self, image: int) -> Int64:
-        """Rows of `flat` that form the bank without `image`; none when it is the only one."""
-        kept: Int64 = self.picks[self.picked_from != image]
+    def _forget(self, ranks: Tensor, pick: Int64) -> None:
+        """Set, in each row of `ranks` (R, k), the picks of the image that `pick` (R,) came from to
+        infinity."""
+        owner = self.owner[pick]
+        start, count = self.starts[owner], self.starts[owner + 1] - self.starts[owner]
+        row = np.repeat(np.arange(len(pick)), count)
+        within = np.arange(len(row)) - np.repeat(np.cumsum(count) - count, count)
+        column = np.repeat(start, count) + within
+        ranks[torch.from_numpy(row), torch.from_numpy(column)] = torch.inf
+
+    def without(self, image: int, num_neighbors: int) -> LeftOut:
+        """The bank that the other images make, with what it answers to this image's patches."""
+        kept = np.concatenate(
+            [self.picks[: self.starts[image]], self.picks[self.starts[image + 1] :]]
+        )
+        added = self._repair(image, size=len(self.picks), kept=len(kept))
+        own = slice(image * self.per_image, (image + 1) * self.per_image)
+        mine = torch.from_numpy(self.owner[self.first.pick[own].numpy()] == image)
+        distance = torch.where(mine, self.second.distance[own], self.first.distance[own])
+        pick = torch.where(mine, self.second.pick[own], self.first.pick[own])
+        removed = int(self.starts[image + 1] - self.starts[image])
+        row = torch.where(pick >= int(self.starts[image + 1]), pick - removed, pick)
+        for number, added_row in enumerate(added):
+            to_added = distances_to(self.flat[own], self.flat[added_row])
+            nearer = to_added < distance
+            distance = torch.where(nearer, to_added, distance)
+            row = torch.where(nearer, len(kept) + number, row)
+        rows = torch.from_numpy(np.concatenate([kept, np.array(added, dtype=np.int64)]))
+        return LeftOut(self.flat[rows], distance, row, num_neighbors)
+
+    def _repair(self, image: int, *, size: int, kept: int) -> list[int]:
+        """Greedy picks among the patches that only `image` covered, until they lie within the
+        radius of a row of the bank, and the bank has `size` rows or nothing is left to pick."""
         uncovered = self.by_owner[self.ends[image] : self.ends[image + 1]]
         uncovered = uncovered[uncovered // self.per_image != image]
-        return np.concatenate([kept, self._repair(uncovered, kept, len(self.picks))])
-
-    def _repair(self, uncovered: Int64, kept: Int64, size: int) -> Int64:
-        """Greedy picks among `uncovered` until all lie within the radius of a row of the bank, and
-        the bank has `size` rows again or nothing is left to pick."""
-        if len(uncovered) == 0:
-            return uncovered
         rows = self.flat[torch.from_numpy(uncovered)]
-        if len(kept) == 0:  # every pick came from the image: begin anew
-            return np.concatenate([uncovered[:1], self._repair(uncovered[1:], uncovered[:1], size)])
-        centers = self.flat[torch.from_numpy(kept)]
-        middle = centers.mean(0)
-        norms = (centers - middle).square().sum(1)
-        distance, _ = nearest_rows(rows, centers, norms, middle)
+        distance = self.second.distance[torch.from_numpy(uncovered)].clone()
         added: list[int] = []
-        while True:
+        while len(uncovered):
             farthest = int(distance.argmax())
             reach = float(distance[farthest])
-            if reach == 0 or (reach <= self.radius and len(kept) + len(added) >= size):
+            if reach == 0 or (reach <= self.radius and kept + len(added) >= size):
                 break
-            added.append(uncovered[farthest])
-            distance = torch.minimum(distance, (rows - rows[farthest]).norm(dim=1))
-        return np.array(added, dtype=np.int64)
+            added.append(int(uncovered[farthest]))
+            distance = torch.minimum(distance, distances_to(rows, rows[farthest]))
+        return added
 
 
-_BLOCK = 16_384  # patches measured at once
+class LeftOut:
+    """The bank without one image. It knows what it answers to the patches of that image, and only
+    that: `rows` (k, D), and for each of its P patches the distance to, and number of, the nearest.
+    """
+
+    def __init__(self, rows: Tensor, distance: Tensor, nearest: Tensor, num_neighbors: int) -> None:
+        self.rows = rows
+        self.answer = distance, nearest
+        self.num_neighbors = min(num_neighbors, len(rows))
+
+    def nearest(self, queries: Tensor) -> tuple[Tensor, Tensor]:
+        """Distances and row numbers for the patches of the image, whatever is handed in."""
+        assert len(queries) == len(self.answer[0])
+        return self.answer
+
+    def neighborhood(self, indices: Tensor) -> Tensor:
+        """(B,) row numbers -> (B, b, D): the rows nearest to each, itself first (N_b(m*))."""
+        center = self.rows.mean(0)
+        norms = (self.rows - center).square().sum(1)
+        found = mutual_neighbors(indices, self.rows, norms, center, self.num_neighbors)
+        return self.rows[found]

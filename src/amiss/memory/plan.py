@@ -47,7 +47,7 @@ def plan_memory(rows: int, dim: int, size: int, *, limit_mib: int | None) -> Mem
     """
     used = resident_mib()
     ceiling = limit_mib if limit_mib is not None else _free_mib(used)
-    per_row = (4 * dim + 40) / _MIB  # the row, its origin, bound, stamp and share of a sort
+    per_row = (4 * dim + 72) / _MIB  # the row, its bound, stamp, two nearest picks, sorting
     bank = size * 12 * dim / _MIB  # centres during the search, the chosen rows, the bank
     need = used + _SEARCH_MIB + rows * per_row + bank
     if ceiling is None or need <= ceiling:

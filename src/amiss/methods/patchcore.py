@@ -15,19 +15,20 @@ import torch
 from torch import Tensor
 
 from amiss.errors import OptionError
-from amiss.memory.bank import MemoryBank
-from amiss.memory.neighbors import distances_to
-from amiss.memory.selection import Selection
-from amiss.methods.bank_learning import BankLearner
-from amiss.methods.base import Detector, Normals
-from amiss.methods.held_out import (
+from amiss.learning.bank_learner import BankLearner
+from amiss.learning.held_out import (
     HeldOut,
 )
-from amiss.methods.options import Config, option
+from amiss.learning.normals import Normals
+from amiss.memory.bank import Bank, MemoryBank
+from amiss.memory.neighbors import distances_to
+from amiss.memory.selection import Selection
+from amiss.methods.base import Detector
 from amiss.nn.backbone import DEFAULT_BACKBONE, FeatureExtractor
 from amiss.nn.blur import MapUpsampler
 from amiss.nn.patches import embed_adaptive, embed_concat
 from amiss.nn.roi import roi_cells
+from amiss.options import Config, option
 from amiss.run import Run
 from amiss.types import Prediction
 
@@ -201,7 +202,7 @@ class PatchCore(Detector):
             layer_dim=cfg.layer_dim, target_dim=cfg.target_dim,
         )  # fmt: skip
 
-    def _score(self, bank: MemoryBank, patches: Tensor, roi: Tensor | None) -> Prediction[Tensor]:
+    def _score(self, bank: Bank, patches: Tensor, roi: Tensor | None) -> Prediction[Tensor]:
         """patches (B, P, D), roi (B, H, W) bool or None -> scores and maps."""
         B, P, D = patches.shape
         _, height, width = self._grid()
@@ -221,7 +222,7 @@ class PatchCore(Detector):
         maps = upsample(grid, cells.view(B, height, width))
         return Prediction(s, maps * roi)
 
-    def _weight(self, bank: MemoryBank, query: Tensor, nearest: Tensor) -> Tensor:
+    def _weight(self, bank: Bank, query: Tensor, nearest: Tensor) -> Tensor:
         """w = 1 - exp(d*) / sum over N_b(m*) of exp(d), equation 7; (B,).
 
         softmax subtracts the maximum, so distances of any size are safe. b = 1 is no weighting.
@@ -231,6 +232,13 @@ class PatchCore(Detector):
             return query.new_ones(len(query))
         distances = distances_to(query[:, None], neighborhood)  # (B, b)
         return 1 - torch.softmax(distances, dim=1)[:, 0]
+
+    def summary(self) -> str:
+        facts = self.facts
+        return (
+            f"bank: {facts['rows']} of {facts['patches_seen']} patches; every patch lies within "
+            f"{facts['covering_radius']:.4g} of one"
+        )
 
     def evidence(self, images: Tensor, roi: Tensor | None = None) -> list[dict[str, Any]] | None:
         self.require_fitted()

@@ -15,6 +15,8 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
+from amiss.nn.fused import runner
+
 Step = dict[str, Any]
 """One step: `op`, `inputs` (numbers of earlier values, 0 is the image), and the op's settings."""
 
@@ -60,19 +62,29 @@ class FoldedNetwork(nn.Module):
         for name, tensor in tensors.items():
             layout = torch.channels_last if tensor.ndim == 4 else torch.contiguous_format
             self.register_buffer(name, tensor.detach().contiguous(memory_format=layout))
-        self._last_use = _last_use(self.steps, self.outputs)
+        self.last_use = _last_use(self.steps, self.outputs)
 
     def forward(self, images: Tensor) -> list[Tensor]:
+        # Where nobody asks for gradients or for the graph, oneDNN may take whole layers.
+        if torch.is_inference_mode_enabled() and not torch.compiler.is_compiling():
+            run = runner(self, images)
+            if run is not None:
+                return run(images)
+        return self.plain(images)
+
+    def plain(self, images: Tensor) -> list[Tensor]:
+        """The steps as they stand."""
         values: dict[int, Tensor] = {0: images}
         for number, step in enumerate(self.steps, 1):
             inputs = [values[i] for i in step["inputs"]]
-            values[number] = self._run(number, step, inputs)
+            values[number] = self.run_step(number, step, inputs)
             del inputs
-            for i in self._last_use[number]:
+            for i in self.last_use[number]:
                 del values[i]
         return [values[i] for i in self.outputs]
 
-    def _run(self, number: int, step: Step, inputs: list[Tensor]) -> Tensor:
+    def run_step(self, number: int, step: Step, inputs: list[Tensor]) -> Tensor:
+        """The value of one step."""
         op = step["op"]
         if op == "conv":
             value = self._convolve(number, step, inputs[0])
@@ -88,26 +100,38 @@ class FoldedNetwork(nn.Module):
             return _ACTIVATIONS[step["activation"]](inputs[0].clone())
         return _ACTIVATIONS[step["activation"]](value) if step.get("activation") else value
 
+    def padding(self, number: int, x: Tensor) -> tuple[tuple[int, ...] | None, tuple[int, ...]]:
+        """What to pad x (B, C, H, W) with before convolution `number`, as `F.pad` takes it, or
+        None; and the padding that the convolution does by itself."""
+        step = self.steps[number - 1]
+        if step["padding"] != "same":
+            return None, tuple(step["padding"])
+        kernel = getattr(self, f"weight_{number}").shape[2:]
+        return _pad_same(x.shape[2:], kernel, step["stride"], step["dilation"])
+
     def _convolve(self, number: int, step: Step, x: Tensor) -> Tensor:
         weight, bias = getattr(self, f"weight_{number}"), getattr(self, f"bias_{number}")
-        padding: Any = step["padding"]
-        if padding == "same":
-            x, padding = _pad_same(x, weight.shape[2:], step["stride"], step["dilation"])
+        pad, padding = self.padding(number, x)
+        if pad is not None:
+            x = F.pad(x, pad)
         return F.conv2d(x, weight, bias, step["stride"], padding, step["dilation"], step["groups"])
 
 
 def _pad_same(
-    x: Tensor, kernel: Sequence[int], stride: Sequence[int], dilation: Sequence[int]
-) -> tuple[Tensor, tuple[int, int]]:
-    """TensorFlow's SAME: output = ceil(input / stride), the odd pixel at the bottom and right."""
+    size: Sequence[int], kernel: Sequence[int], stride: Sequence[int], dilation: Sequence[int]
+) -> tuple[tuple[int, ...] | None, tuple[int, ...]]:
+    """TensorFlow's SAME: output = ceil(input / stride), the odd pixel at the bottom and right.
+
+    Returns as `FoldedNetwork.padding`.
+    """
     low, high = [], []
-    for size, k, s, d in zip(x.shape[2:], kernel, stride, dilation, strict=True):
-        total = max((-(-size // s) - 1) * s + d * (k - 1) + 1 - size, 0)
+    for n, k, s, d in zip(size, kernel, stride, dilation, strict=True):
+        total = max((-(-n // s) - 1) * s + d * (k - 1) + 1 - n, 0)
         low.append(total // 2)
         high.append(total - total // 2)
     if low == high:  # symmetric: the convolution pads by itself, without a copy
-        return x, (low[0], low[1])
-    return F.pad(x, (low[1], high[1], low[0], high[0])), (0, 0)
+        return None, (low[0], low[1])
+    return (low[1], high[1], low[0], high[0]), (0, 0)
 
 
 def _last_use(steps: Sequence[Step], outputs: Sequence[int]) -> dict[int, list[int]]:

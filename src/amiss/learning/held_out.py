@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from amiss.methods.base import Normals, to_tensors
+from amiss.learning.normals import Normals, to_tensors
 from amiss.nn.parallel import ImageWorkers
 from amiss.run import Run
 from amiss.types import Bool, Float64, Int64, Prediction

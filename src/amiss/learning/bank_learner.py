@@ -16,16 +16,16 @@ import torch
 from torch import Tensor
 
 from amiss.errors import MemoryLimitError
-from amiss.memory.bank import MemoryBank
+from amiss.learning.held_out import HeldOut, Judge, cross_conformal, leave_one_out, score_held_out
+from amiss.learning.normals import Normals, to_tensors
+from amiss.learning.partial import Partial
+from amiss.memory.bank import Bank, MemoryBank
 from amiss.memory.buffer import CoresetBuffer
 from amiss.memory.coreset import Coreset
 from amiss.memory.embeddings import Embeddings
 from amiss.memory.leave_out import LeaveOneOut
 from amiss.memory.plan import MemoryPlan, plan_memory
 from amiss.memory.selection import Selection, sample_rows
-from amiss.methods.base import Normals, to_tensors
-from amiss.methods.held_out import HeldOut, Judge, cross_conformal, leave_one_out, score_held_out
-from amiss.methods.partial import Partial
 from amiss.nn.parallel import ImageWorkers
 from amiss.nn.roi import roi_cells
 from amiss.run import Run, mute
@@ -50,7 +50,7 @@ class BankLearner:
     """
 
     embed: Callable[[Tensor], Tensor]
-    score: Callable[[MemoryBank, Tensor, Tensor | None], Prediction[Tensor]]
+    score: Callable[[Bank, Tensor, Tensor | None], Prediction[Tensor]]
     grid: tuple[int, int, int]
     selection: Selection
     num_neighbors: int
@@ -131,7 +131,7 @@ class BankLearner:
         others = LeaveOneOut(store.flat, chosen, inside, store.patches.shape[1])
 
         def judge(i: int) -> tuple[Prediction[Tensor], Tensor | None]:
-            bank = self._bank_of(store.flat, torch.from_numpy(others.rows_without(i)))
+            bank = others.without(i, self.num_neighbors)
             roi = store.rois.get(i)
             return self.score(bank, store.patches[i : i + 1], roi), roi
 

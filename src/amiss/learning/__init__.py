@@ -1,0 +1,1 @@
+"""What methods share while they learn: images, held-out scores, interrupted work, banks."""
