@@ -21,7 +21,7 @@ from amiss.report.overlay import overlay
 from amiss.types import ImageResult
 
 DOCS = Path(__file__).parent
-SIDE = 256
+SIDE = 192
 
 
 def main() -> None:
@@ -63,14 +63,14 @@ def heat_map_picture(path: Path) -> Path:
     wall = Image.fromarray(skimage.data.brick()).convert("RGB")
     random = np.random.default_rng(0)
     with tempfile.TemporaryDirectory() as folder:
-        for i in range(40):
-            y, x = random.integers(0, 512 - SIDE, 2)
-            if y + SIDE <= 512 and not (y > 200 and x > 200):  # the corner is kept for the question
-                wall.crop((x, y, x + SIDE, y + SIDE)).save(Path(folder) / f"{i:02}.png")
-        detector = amiss.PatchCore(coreset_ratio=0.05).fit(folder, max_false_alarm=0.05)
-    question = wall.crop((SIDE, SIDE, 2 * SIDE, 2 * SIDE))
+        for i in range(100):  # from the upper part alone: the question is from the lower
+            y, x = random.integers(0, 320 - SIDE), random.integers(0, 512 - SIDE)
+            wall.crop((x, y, x + SIDE, y + SIDE)).save(Path(folder) / f"{i:02}.png")
+        detector = amiss.PatchCore(image_size=(SIDE, SIDE), coreset_ratio=0.05)
+        detector.fit(folder, max_false_alarm=0.05)
+    question = wall.crop((160, 320, 160 + SIDE, 320 + SIDE))
     pen = ImageDraw.Draw(question)
-    pen.line([(60, 150), (92, 128), (118, 140), (150, 104)], fill=(70, 62, 58), width=3)
+    pen.line([(50, 120), (78, 100), (98, 110), (126, 80)], fill=(70, 62, 58), width=2)
     pixels = np.asarray(question)
     found = detector.predict(pixels)
     assert isinstance(found, ImageResult)
@@ -80,7 +80,8 @@ def heat_map_picture(path: Path) -> Path:
     low, high = detector.calibration.display
     heat = overlay(pixels, found.anomaly_map, low, high, found.regions)
     gap = np.full((SIDE, 12, 3), 255, dtype=np.uint8)
-    Image.fromarray(np.hstack([pixels, gap, heat])).save(path)
+    picture = Image.fromarray(np.hstack([pixels, gap, heat]))
+    picture.resize((2 * picture.width, 2 * picture.height)).save(path)
     return path
 
 

@@ -29,7 +29,15 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("amiss.calibration", "amiss.artifact", "amiss.runtime", "amiss.export", "amiss.outcome"),
     ("amiss.predict", "amiss.evaluation", "amiss.fit", "amiss.recalibrate"),
     ("amiss.report", "amiss.serve", "amiss.cluster"),
-    ("amiss.console", "amiss.flags", "amiss.results", "amiss.sources", "amiss.watch", "amiss.cli"),
+    (
+        "amiss.console",
+        "amiss.flags",
+        "amiss.results",
+        "amiss.sources",
+        "amiss.watch",
+        "amiss.cli",
+        "amiss.cli_fit",
+    ),
 )
 
 # Doors: functions that are called where a user looks for them and live further up. Each is a late

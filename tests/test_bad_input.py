@@ -349,7 +349,7 @@ def a_table_into_no_folder(folder: Path, part: Path) -> Arguments:
     return ["predict", part, good(folder), "--csv", folder / "no" / "table.csv"]
 
 
-@bad("DataError")
+@bad("OptionError")
 def lines_into_a_folder(folder: Path, part: Path) -> Arguments:
     (folder / "lines.jsonl").mkdir()
     return ["predict", part, good(folder), "--jsonl", folder / "lines.jsonl"]

@@ -201,8 +201,12 @@ def test_expected_rates_count_ties_as_they_fall() -> None:
     assert calibration.expected_rates() == pytest.approx(stats.beta(2, 4).interval(0.95))
 
 
+def test_a_threshold_set_by_hand_promises_no_rate() -> None:
+    assert with_threshold(made(np.arange(40.0)), 20.5).expected_rates() is None
+
+
 def test_below_all_scores_the_rate_is_only_known_to_be_high() -> None:
-    low, high = with_threshold(made(np.arange(40.0)), -1).expected_rates()
+    low, high = rate_interval(40, 41)
     assert high == 1
     assert low == pytest.approx(0.025 ** (1 / 40))
 

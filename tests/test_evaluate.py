@@ -132,8 +132,7 @@ def test_the_operating_point_counts_by_hand(detector: PatchCore, labelled: Path)
     assert point["detected"] == sum(caught.values()) and point["n_anomalous"] == 6
     assert point["recall"] == pytest.approx(sum(caught.values()) / 6)
     assert point["n_calibration"] == 12
-    low, high = point["false_alarm_interval"]
-    assert 0 <= low <= high <= 1 and low * 6 == pytest.approx(round(low * 6))
+    assert point["false_alarm_interval"] is None  # nothing is promised for a manual threshold
 
 
 def test_decisions_do_not_depend_on_the_labels(report: Report) -> None:
@@ -246,7 +245,7 @@ def test_the_report_is_plain_json(report: Report) -> None:
     again = json.loads(json.dumps(report.as_dict(), allow_nan=False))
     assert again["metrics"] == report.metrics
     assert again["n_normal"] == 6 and again["peak_memory_mib"] > 0
-    assert again["seconds"]["total"] >= again["seconds"]["scoring"]
+    assert again["seconds"] >= again["timings"]["scoring"]
     assert again["detector"]["method"] == "patchcore"
 
 

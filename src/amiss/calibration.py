@@ -1,8 +1,9 @@
 """Thresholds that state their false-alarm rate, from scores of held-out normal images.
 
-For n held-out normal scores s_1..s_n and a new score s, the conformal p-value is
+For n held-out normal scores s_1..s_n of one fixed model and a new score s, the conformal p-value is
 (1 + #{s_i >= s}) / (n + 1). If the new image is exchangeable with them, P(p <= alpha) <= alpha, for
-any model and any score (Vovk, Gammerman, Shafer, 2005). An image is called anomalous when
+any model and any score (Vovk, Gammerman, Shafer, 2005). Leaving out one image or fold at a time
+approximates this; docs/thresholds.md says how well. An image is called anomalous when
 p <= alpha, which is the same as s > the k-th largest s_i with k = floor(alpha (n + 1)).
 
 Given the calibration scores, the rate that this threshold will realise is itself a random number:
@@ -52,9 +53,14 @@ class Calibration:
         at_least = len(self.scores) - np.searchsorted(self.scores, s, side="left")
         return np.asarray((1 + at_least) / (len(self.scores) + 1), dtype=np.float64)
 
-    def expected_rates(self, m: int | None = None, level: float = 0.95) -> tuple[float, float]:
-        """Where the realised false-alarm rate lies with probability `level`: over endlessly many
-        new normal images, or over `m` of them."""
+    def expected_rates(
+        self, m: int | None = None, level: float = 0.95
+    ) -> tuple[float, float] | None:
+        """Where the realised false-alarm rate should lie with probability `level`: over endlessly
+        many new normal images, or over `m` of them. None for a threshold that was not set by a
+        false-alarm rate: nothing is promised then."""
+        if self.policy != "max_false_alarm":
+            return None
         n = len(self.scores)
         above = n - int(np.searchsorted(self.scores, self.threshold, side="right"))
         return rate_interval(n, above + 1, m, level)

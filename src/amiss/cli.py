@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import inspect
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -10,33 +10,19 @@ from typing import Annotated, Any
 
 import typer
 
+from amiss.cli_fit import fit_command
 from amiss.console import (
-    parse_memory,
     print_error,
     print_json,
     progress_bar,
+    rates,
     require_writable,
     say,
 )
 from amiss.errors import AmissError, OptionError
-from amiss.flags import flag, option_value
+from amiss.flags import Json, Layout, Roi, Threads, Window
 from amiss.methods import METHODS, method_class
 from amiss.threads import set_threads, spin_briefly
-
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout, no more.")]
-Threads = Annotated[int | None, typer.Option(help="Threads to compute on; all cores by default.")]
-Roi = Annotated[
-    Path | None, typer.Option(help="One mask for all images: white is looked at, black is not.")
-]
-Window = Annotated[
-    str, typer.Option(help="Intensity window of 16-bit images: percentile, full, or LOW:HIGH.")
-]
-MaxMemory = Annotated[
-    str | None, typer.Option(help="Memory that may be used, such as 2GiB; predicted and kept.")
-]
-Layout = Annotated[
-    str | None, typer.Option(help="Layout of the data, where recognition on sight is wrong.")
-]
 
 _TABLE_HELP = "Finds what is amiss in an image after seeing only normal ones."
 
@@ -87,6 +73,9 @@ def main(argv: list[str] | None = None) -> None:
     except (KeyboardInterrupt, typer.Abort):
         say("Interrupted.")
         code = 130
+    except BrokenPipeError:  # whoever reads the output, such as head, has had enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 141
     except _CannotRead as error:
         code = _wrong_usage(error, as_json)
     sys.exit(code)
@@ -99,101 +88,6 @@ def _wrong_usage(error: Any, as_json: bool) -> int:
     else:
         error.show()
     return 2
-
-
-# --- fit -----------------------------------------------------------------------------------
-
-
-def fit_command(method: str) -> Callable[..., None]:
-    """The function behind `amiss fit METHOD`: its own arguments and the method's options."""
-    import dataclasses
-    import typing
-
-    kind = method_class(method)
-    hints = typing.get_type_hints(kind.config_type)
-    options = [flag(field, hints[field.name]) for field in dataclasses.fields(kind.config_type)]
-
-    # typer reads the signature below; Python hands over what typer parsed, by name.
-    def command(**values: Any) -> None:
-        own = {o.name: option_value(o.name, values.pop(o.name)) for o in options}
-        run_fit(kind(**own), **values)
-
-    shared = list(inspect.signature(run_fit, eval_str=True).parameters.values())[1:]
-    command.__signature__ = inspect.Signature([*shared, *options])  # type: ignore[attr-defined]
-    return command
-
-
-def run_fit(  # noqa: PLR0913 - one parameter per flag
-    detector: Any,
-    data: Annotated[str, typer.Argument(help="Folder, table (.csv, .jsonl) or name (elpv:mono).")],
-    output: Annotated[Path, typer.Option("--output", "-o", help="The file to write.")],
-    *,
-    max_false_alarm: Annotated[
-        float, typer.Option(help="Share of normal images that may be called anomalous.")
-    ] = 0.01,
-    seed: Annotated[int, typer.Option(help="Of every random choice.")] = 0,
-    max_memory: MaxMemory = None,
-    roi: Roi = None,
-    window: Window = "percentile",
-    layout: Layout = None,
-    threads: Threads = None,
-    json: Json = False,
-) -> None:
-    """Learn, calibrate, save."""
-    from amiss.data.index import index
-    from amiss.fit import fit
-    from amiss.run import Run, mute
-
-    set_threads(threads)
-    if output.suffix != ".amiss":
-        raise OptionError(f"The output {output} does not end in .amiss.", hint="Name it so.")
-    require_writable(output)
-    partial = output.with_name(output.name + ".partial")
-    with progress_bar(json) as progress:
-        run = Run(
-            seed=seed, max_memory_mib=parse_memory(max_memory), progress=progress,
-            say=mute if json else say, partial=partial,
-        )  # fmt: skip
-        try:
-            fit(
-                detector, index(data, layout=layout), max_false_alarm=max_false_alarm,
-                roi=roi, window=window, run=run,
-            )  # fmt: skip
-        except KeyboardInterrupt:
-            if partial.exists():
-                say(f"The work so far is in {partial}; the same command goes on from there.")
-            raise
-    detector.save(output)
-    partial.unlink(missing_ok=True)
-    _say_fit(detector, output, as_json=json)
-
-
-def _say_fit(detector: Any, output: Path, *, as_json: bool) -> None:
-    from amiss.memory.plan import peak_mib
-
-    training, calibration = detector.training_facts, detector.calibration
-    if as_json:
-        print_json(
-            {
-                "output": str(output),
-                "method": detector.id,
-                "n_normal": training["n_normal"],
-                "summary": detector.summary(),
-                "calibration": None if calibration is None else calibration.as_dict(),
-                "least_normal": training["least_normal"],
-                "seconds": training["fit_seconds"],
-                "peak_memory_mib": round(peak_mib(), 1),
-            }
-        )
-        return
-    print(detector.summary())
-    if calibration is not None:
-        low, high = calibration.expected_rates()
-        print(
-            f"threshold {calibration.threshold:.4g} for at most {calibration.alpha:.3g} false "
-            f"alarms (95 % sure: {low:.2%} to {high:.2%}), from {calibration.how}"
-        )
-    print(f"{output}: {training['n_normal']} normal images in {training['fit_seconds']:.1f} s")
 
 
 # --- evaluate ------------------------------------------------------------------------------
@@ -272,6 +166,8 @@ def predict(  # noqa: PLR0913 - one parameter per flag
         say(results.summary())
     if fail_on_anomaly and results.anomalous:
         raise typer.Exit(3)
+    if results.skipped and (fail_on_anomaly or not results.rows):
+        raise typer.Exit(1)  # an image that nobody judged must not pass for a good one
 
 
 # --- calibrate -----------------------------------------------------------------------------
@@ -305,15 +201,14 @@ def calibrate(
         labelled=labelled,
     )  # fmt: skip
     model.save(output or detector)
-    low, high = changed.expected_rates()
     if json:
-        print_json(changed.as_dict() | {"expected_rates": [low, high]})
+        print_json(changed.as_dict() | {"expected_rates": changed.expected_rates()})
         return
     for note in changed.notes:
         say(note)
     print(
-        f"threshold {changed.threshold:.4g} by {changed.policy}: false alarms {changed.alpha:.3g} "
-        f"(95 % sure: {low:.2%} to {high:.2%})"
+        f"threshold {changed.threshold:.4g} by {changed.policy}: false alarms about "
+        f"{changed.alpha:.2%}{rates(changed)}"
     )
 
 

@@ -88,6 +88,12 @@ def _line_per_stage(stage: str, done: int, total: int) -> None:
         say(f"{stage}: {total} done")
 
 
+def rates(calibration: Any) -> str:
+    """In brackets, where this one detector's own rate should lie."""
+    span = calibration.expected_rates()
+    return "" if span is None else f" (its own rate: probably {span[0]:.2%} to {span[1]:.2%})"
+
+
 def require_writable(path: Path) -> None:
     """Raise OptionError, before any work, where a file could not be written to `path`."""
     if path.is_dir():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -56,10 +57,12 @@ def evaluate(
     run = run or Run()
     dataset = data if isinstance(data, Dataset) else index(data)
     records = _labelled(dataset)
+    if roi is not None:
+        records = [dataclasses.replace(r, roi=r.roi or Path(roi)) for r in records]
     run.say(dataset.describe())
     runtime = as_runtime(detector)
     started = time.perf_counter()
-    judged, rois, seen = _judge(runtime, detector, records, roi, run)
+    judged, rois, seen = _judge(runtime, detector, records, run)
     if not judged:
         raise LeakageError(
             f"All {seen} test images of {dataset.name} were seen when the detector was fitted.",
@@ -121,7 +124,6 @@ def _judge(
     runtime: Runtime,
     detector: Detector,
     records: Sequence[Record],
-    roi: str | Path | None,
     run: Run,
 ) -> tuple[list[Judged], list[Bool | None], int]:
     """Judge every unseen record; the rois (h, w) of the frames and how many were seen before."""
@@ -129,7 +131,7 @@ def _judge(
     trained_on |= {bytes(row) for row in detector.labelled_digests}
     stream = ImageStream(
         records, size=runtime.image_size, mode=runtime.resize,
-        roi=None if roi is None else Path(roi), window=runtime.window,
+        window=runtime.window,
     )  # fmt: skip
     judged: list[Judged] = []
     rois: list[Bool | None] = []
@@ -158,6 +160,7 @@ def _judged(
     found.anomaly_map = None  # at the original size; the frame's map is what is kept
     row = Judged(record.path, int(record.label or 0), record.kind, found, frame)
     row.mask, row.crop, row.geometry = record.mask, record.crop, geometry
+    row.roi = record.roi
     return row
 
 
@@ -257,7 +260,7 @@ def _operating_point(runtime: Runtime, judged: Sequence[Judged]) -> dict[str, An
         "alpha": calibration.alpha,
         "n_calibration": len(calibration.scores),
         "calibration": calibration.how,
-        "false_alarm_interval": list(calibration.expected_rates(len(normal) or None)),
+        "false_alarm_interval": calibration.expected_rates(len(normal) or None),
         "false_alarm_rate": false_alarms / len(normal) if normal else None,
         "false_alarms": false_alarms,
         "n_normal": len(normal),
@@ -290,7 +293,7 @@ def add_evidence(detector: Detector, judged: Sequence[Judged]) -> None:
     runtime = as_runtime(detector)
     files = detector.training_facts.get("files", [])
     root = Path(detector.training_facts.get("root") or "")
-    records = [Record(row.path, row.label, crop=row.crop) for row in judged]
+    records = [Record(row.path, row.label, crop=row.crop, roi=row.roi) for row in judged]
     stream = ImageStream(
         records, size=runtime.image_size, mode=runtime.resize, window=runtime.window
     )

@@ -1,8 +1,9 @@
-"""Command line flags made from the fields of a method's `Config`: same names, help and defaults."""
+"""Command line flags: those that commands share, and those made from a method's `Config`."""
 
 from __future__ import annotations
 
 import inspect
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -33,3 +34,21 @@ def option_value(name: str, value: Any) -> Any:
     if name == "layers":
         return tuple(part.strip() for part in value.split(","))
     return value
+
+
+# --- flags that several commands share
+
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout, no more.")]
+Threads = Annotated[int | None, typer.Option(help="Threads to compute on; all cores by default.")]
+Roi = Annotated[
+    Path | None, typer.Option(help="One mask for all images: white is looked at, black is not.")
+]
+Window = Annotated[
+    str, typer.Option(help="Intensity window of 16-bit images: percentile, full, or LOW:HIGH.")
+]
+MaxMemory = Annotated[
+    str | None, typer.Option(help="Memory that may be used, such as 2GiB; predicted and kept.")
+]
+Layout = Annotated[
+    str | None, typer.Option(help="Layout of the data, where recognition on sight is wrong.")
+]

@@ -30,6 +30,7 @@ class Judged:
     mask: Path | None = None
     crop: tuple[int, int, int, int] | None = None
     geometry: Geometry | None = None
+    roi: Path | None = None
     nearest: dict[str, Any] | None = None
 
 
@@ -87,10 +88,10 @@ class Report:
         if point.get("threshold") is not None:
             lines.append(f"threshold       {point['threshold']:.4g} ({point['policy']})")
         if point.get("false_alarm_rate") is not None:
-            low, high = point["false_alarm_interval"]
+            span = point["false_alarm_interval"]
+            expected = "" if span is None else f" (expected {span[0]:.1%} to {span[1]:.1%})"
             lines.append(
-                f"false alarms    {point['false_alarms']} of {point['n_normal']} normal "
-                f"(expected {low:.1%} to {high:.1%})"
+                f"false alarms    {point['false_alarms']} of {point['n_normal']} normal{expected}"
             )
         if point.get("recall") is not None:
             lines.append(f"caught          {point['detected']} of {point['n_anomalous']} anomalous")

@@ -12,7 +12,7 @@ from typing import Any, Self
 
 import numpy as np
 
-from amiss.console import say
+from amiss.console import require_writable, say
 from amiss.data.images import read_image, write_bytes_atomic, write_png
 from amiss.errors import ImageError, OptionError
 from amiss.report.overlay import overlay
@@ -35,8 +35,11 @@ class Results:
         quiet: bool,
     ) -> None:
         for path in (jsonl, csv):
-            if path is not None and not path.parent.is_dir():
-                raise OptionError(f"There is no folder {path.parent}.", hint="Make it first.")
+            if path is not None:
+                require_writable(path)
+        calibration = runtime.calibration
+        if heatmaps is not None and (calibration is None or calibration.display is None):
+            raise OptionError("This detector makes no maps, or has no calibration to scale them.")
         if heatmaps is not None:
             _make_folder(heatmaps)
         self.runtime, self.heatmaps, self.jsonl, self.csv = runtime, heatmaps, jsonl, csv
@@ -89,9 +92,8 @@ class Results:
 
     def _write_heat_map(self, folder: Path, found: ImageResult) -> None:
         calibration = self.runtime.calibration
-        if found.anomaly_map is None or calibration is None or calibration.display is None:
-            raise OptionError("This detector makes no maps, or has no calibration to scale them.")
-        assert found.path is not None
+        assert found.anomaly_map is not None and found.path is not None
+        assert calibration is not None and calibration.display is not None
         low, high = calibration.display
         image = read_image(found.path, window=self.runtime.window)
         picture = overlay(image, found.anomaly_map, low, high, found.regions)

@@ -1,4 +1,4 @@
-"""`Run`: where and how a job runs. Passed in, never global."""
+"""`Run`: how a job runs. Passed in, never global."""
 
 from __future__ import annotations
 
@@ -26,13 +26,12 @@ def mute(sentence: str) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """Device, seed and limits of one job.
+    """Seed and limits of one job.
 
     `max_memory_mib` bounds the resident memory of the process; None means no bound.
     `partial` is where interrupted work is kept for the next call to pick up; None keeps nothing.
     """
 
-    device: str = "cpu"
     seed: int = 0
     batch_size: int = 8
     max_memory_mib: int | None = None

@@ -26,7 +26,7 @@ def images_of(flat: Tensor, rows: Tensor) -> list[int]:
 def test_a_bank_holds_no_row_of_the_image_left_out_and_answers_exactly(size: int) -> None:
     flat = patches()
     chosen = greedy_coreset(flat, size)
-    others = LeaveOneOut(flat, chosen, np.ones(N * P, dtype=np.bool_), P)
+    others = LeaveOneOut(flat, chosen, np.ones(N * P, dtype=np.bool_), np.arange(N))
     for image in range(N):
         bank = others.without(image, 4)
         assert image not in images_of(flat, bank.rows)
@@ -41,7 +41,7 @@ def test_a_bank_holds_no_row_of_the_image_left_out_and_answers_exactly(size: int
 def test_the_bank_is_as_large_and_covers_as_well_as_before() -> None:
     flat = patches(1)
     chosen = greedy_coreset(flat, 60)
-    others = LeaveOneOut(flat, chosen, np.ones(N * P, dtype=np.bool_), P)
+    others = LeaveOneOut(flat, chosen, np.ones(N * P, dtype=np.bool_), np.arange(N))
     for image in range(N):
         bank = others.without(image, 4)
         rest = np.repeat(np.arange(N) != image, P)
@@ -53,7 +53,9 @@ def test_the_bank_is_as_large_and_covers_as_well_as_before() -> None:
 
 def test_neighbourhoods_lead_with_the_row_itself() -> None:
     flat = patches(2)
-    others = LeaveOneOut(flat, greedy_coreset(flat, 50), np.ones(N * P, dtype=np.bool_), P)
+    others = LeaveOneOut(
+        flat, greedy_coreset(flat, 50), np.ones(N * P, dtype=np.bool_), np.arange(N)
+    )
     bank = others.without(3, 6)
     near = bank.neighborhood(torch.tensor([0, 7]))
     exact = torch.cdist(bank.rows, bank.rows)
@@ -69,9 +71,23 @@ def test_patches_outside_the_region_are_neither_covered_nor_picked() -> None:
     inside = np.ones(N * P, dtype=np.bool_)
     inside[::2] = False
     chosen = greedy_coreset(flat, 30, start=1, allowed=inside)
-    others = LeaveOneOut(flat, chosen, inside, P)
+    others = LeaveOneOut(flat, chosen, inside, np.arange(N))
     outside = flat[torch.from_numpy(~inside)]
     for image in range(N):
         rows = others.without(image, 3).rows
         assert float(torch.cdist(rows, outside).min()) > 0
         assert covering_radius(flat, chosen.indices, allowed=inside) == pytest.approx(chosen.radius)
+
+
+def test_images_of_a_group_are_left_out_together() -> None:
+    flat = patches(4)
+    flat[P : 2 * P] = flat[:P]  # image 1 is a copy of image 0
+    group = np.array([0, 0, *range(1, N - 1)])
+    everything = np.ones(N * P, dtype=np.bool_)
+    chosen = greedy_coreset(flat, 100)
+    apart = LeaveOneOut(flat, chosen, everything, np.arange(N)).without(0, 4)
+    together = LeaveOneOut(flat, chosen, everything, group).without(0, 4)
+    own = torch.cdist(flat[:P], together.rows)
+    assert float(own.min()) > 0
+    torch.testing.assert_close(together.nearest(flat[:P])[0], own.min(1).values)
+    assert float(apart.nearest(flat[:P])[0].min()) == 0  # the copy vouches for it

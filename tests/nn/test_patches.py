@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from amiss.nn.patches import embed_adaptive, embed_concat, to_rows
+from amiss.nn.patches import embed_adaptive, embed_concat
 
 
 def maps(*shapes: tuple[int, int, int], batch: int = 2) -> list[Tensor]:
@@ -82,10 +82,3 @@ def test_the_stride_takes_every_nth_cell() -> None:
     options = {"neighborhood": 3, "layer_dim": 8, "target_dim": 5}
     whole = embed_adaptive(layers, stride=1, **options)
     assert torch.equal(embed_adaptive(layers, stride=2, **options), whole[:, :, ::2, ::2])
-
-
-def test_rows_are_in_reading_order() -> None:
-    x = torch.arange(2 * 3 * 2 * 4).float().view(2, 3, 2, 4)
-    rows = to_rows(x)
-    assert rows.shape == (16, 3)
-    assert torch.equal(rows[1], x[0, :, 0, 1]) and torch.equal(rows[8], x[1, :, 0, 0])

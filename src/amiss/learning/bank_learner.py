@@ -32,6 +32,7 @@ from amiss.run import Run, mute
 from amiss.types import Bool, Int64, Prediction
 
 _SAMPLE = 2048  # patches on which an approximate index is measured
+_FOLDS = 5  # where one image at a time cannot be left out cheaply
 
 
 class LearnedBank(NamedTuple):
@@ -90,9 +91,16 @@ class BankLearner:
         )
         bank = self._bank(store.flat, chosen, flat_inside, run)
         facts = _facts(bank, int(inside.sum()), chosen.radius)
-        if self.folds:
-            return LearnedBank(bank, facts, self._over_folds(store, inside, run))
-        return LearnedBank(bank, facts, self._leaving_out(store, chosen, flat_inside, run))
+        group = images.groups()
+        # The stand-in for a bank without an image is greedy and exact: other rules choose anew.
+        greedy = self.selection.how == "greedy" and not self.selection.projection_dim
+        folds = self.folds or (0 if greedy and bank.index is None else _FOLDS)
+        if folds:
+            held_out = self._over_folds(store, inside, group, folds, run)
+        else:
+            others = LeaveOneOut(store.flat, chosen, flat_inside, group)
+            held_out = self._leaving_out(store, others, run)
+        return LearnedBank(bank, facts, held_out)
 
     def _embedded(
         self, images: Normals, numbers: Iterable[int], run: Run
@@ -126,18 +134,19 @@ class BankLearner:
         origin = torch.stack([image, cell // width, cell % width], dim=1).to(torch.int32)
         return MemoryBank(flat[picks], num_neighbors=self.num_neighbors, origin=origin)
 
-    def _leaving_out(self, store: Embeddings, chosen: Coreset, inside: Bool, run: Run) -> HeldOut:
+    def _leaving_out(self, store: Embeddings, others: LeaveOneOut, run: Run) -> HeldOut:
         """Score every image with the bank that the others make."""
-        others = LeaveOneOut(store.flat, chosen, inside, store.patches.shape[1])
 
         def judge(i: int) -> tuple[Prediction[Tensor], Tensor | None]:
             bank = others.without(i, self.num_neighbors)
             roi = store.rois.get(i)
             return self.score(bank, store.patches[i : i + 1], roi), roi
 
-        return leave_one_out(len(store.patches), judge, run)
+        return leave_one_out(others.group, judge, run)
 
-    def _over_folds(self, store: Embeddings, inside: Bool, run: Run) -> HeldOut:
+    def _over_folds(
+        self, store: Embeddings, inside: Bool, group: Int64, folds: int, run: Run
+    ) -> HeldOut:
         """Score every fold with a bank chosen anew among the others."""
         quiet = dataclasses.replace(run, say=mute)
 
@@ -152,7 +161,7 @@ class BankLearner:
 
             return judge
 
-        return cross_conformal(len(store.patches), self.folds, run, learn)
+        return cross_conformal(group, folds, run, learn)
 
     def _learn_stream(self, images: Normals, run: Run, plan: MemoryPlan) -> LearnedBank:
         if self.selection.how == "random" or self.selection.projection_dim:

@@ -42,22 +42,26 @@ class _Row(NamedTuple):
     middle: float | None
 
 
-def leave_one_out(n: int, judge: Judge, run: Run) -> HeldOut:
-    """`judge` scores each of n images by a model that only the others made; none is wasted."""
-    numbers = range(n if n > 1 else 0)
+def leave_one_out(group: Int64, judge: Judge, run: Run) -> HeldOut:
+    """`judge` scores each of n images by a model that only other groups (n,) made; none is
+    wasted. With a single group there is nothing to judge by."""
+    n = len(group)
+    numbers = range(n if group.max() > 0 else 0)
     return _collect(_judged(judge, numbers), n, f"leaving out each of {n} normal images", run)
 
 
-def cross_conformal(n: int, folds: int, run: Run, learn: Callable[[Bool], Judge]) -> HeldOut:
+def cross_conformal(group: Int64, folds: int, run: Run, learn: Callable[[Bool], Judge]) -> HeldOut:
     """Judge each of n images by a model that learned from the other folds; none is wasted.
 
-    `learn` is handed the images to learn from, (n,) bool, and returns how to judge the others.
+    Images of one group (n,) stay in one fold. `learn` is handed the images to learn from, (n,)
+    bool, and returns how to judge the others.
     """
-    folds = min(folds, n)
-    fold = np.random.default_rng(run.seed).permutation(np.arange(n) % folds)
+    n, n_groups = len(group), int(group.max()) + 1
+    folds = min(folds, n_groups)
+    fold = np.random.default_rng(run.seed).permutation(np.arange(n_groups) % folds)[group]
 
     def rows() -> Iterator[_Row]:
-        for number in range(folds if n > 1 else 0):
+        for number in range(folds if n_groups > 1 else 0):
             mine = np.flatnonzero(fold == number)
             yield from _judged(learn(fold != number), mine.tolist())
 

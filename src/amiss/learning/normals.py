@@ -44,6 +44,19 @@ class Normals:
         digest = "" if roi is None else hashlib.sha256(roi.read_bytes()).hexdigest()
         return {"window": str(self.stream.window), "roi": digest}
 
+    def groups(self) -> Int64:
+        """(n,) int64 from 0: images that must be left out together, because they are cuts of one
+        file or the same file twice. To be asked for after all images have been read."""
+        number: dict[Any, int] = {}
+        group = np.empty(len(self), dtype=np.int64)
+        for i, record in enumerate(self.stream.records):
+            names = (record.path, self.digests[i])
+            found = min((number[name] for name in names if name in number), default=len(number))
+            for name in names:
+                number.setdefault(name, found)
+            group[i] = found
+        return np.unique(group, return_inverse=True)[1].astype(np.int64)
+
     def digest_rows(self, count: int) -> Tensor:
         """(count, 8) uint8: the digests of the first `count` images."""
         joined = b"".join(self.digests[i] for i in range(count))

@@ -1,4 +1,4 @@
-"""The coreset that would have been chosen without one image, without choosing it anew.
+"""A stand-in for the coreset that would have been chosen without one image.
 
 Calibration wants each normal image judged by a bank that has not seen it. Leaving one image out
 removes its rows from the coreset; the other rows still cover every patch but those that only the
@@ -39,34 +39,39 @@ class _Nearest(NamedTuple):
 
 
 class LeaveOneOut:
-    """`flat` (n * P, D) patches of n images in order, the `chosen` coreset of those `inside`."""
+    """`flat` (n * P, D) patches of n images in order, the `chosen` coreset of those `inside`.
 
-    def __init__(self, flat: Tensor, chosen: Coreset, inside: Bool, per_image: int) -> None:
-        self.flat, self.per_image, self.inside = flat, per_image, inside
-        order = np.argsort(chosen.indices // per_image, kind="stable")  # picks of an image together
-        self.picks = chosen.indices[order]
-        self.owner = self.picks // per_image  # (k,) the image of each pick
-        self.starts = np.searchsorted(self.owner, np.arange(len(flat) // per_image + 1))
+    Images of one group (n,) int64, numbered from 0, are left out together: copies of a photograph,
+    or cuts of one strip, would otherwise vouch for each other.
+    """
+
+    def __init__(self, flat: Tensor, chosen: Coreset, inside: Bool, group: Int64) -> None:
+        self.flat, self.group = flat, group
+        self.per_image = len(flat) // len(group)
+        owner = group[chosen.indices // self.per_image]
+        order = np.argsort(owner, kind="stable")  # picks of a group stand together
+        self.picks, self.owner = chosen.indices[order], owner[order]  # (k,)
+        self.starts = np.searchsorted(self.owner, np.arange(int(group.max()) + 2))
         self.radius = chosen.radius
         self.first, self.second = self._two_nearest()
         covered_by = self.owner[self.first.pick.numpy()]
         covered_by[~inside] = -1
         self.by_owner = np.argsort(covered_by, kind="stable")
-        self.ends = np.searchsorted(
-            covered_by[self.by_owner], np.arange(len(flat) // per_image + 1)
-        )
+        self.ends = np.searchsorted(covered_by[self.by_owner], np.arange(len(self.starts)))
 
     def _two_nearest(self) -> tuple[_Nearest, _Nearest]:
-        """The nearest pick of each patch, and the nearest of another image than that pick's."""
+        """The nearest pick of each patch, and the nearest of another group than that pick's."""
         N = len(self.flat)
         centers = self.flat[torch.from_numpy(self.picks)]
         middle = centers.mean(0)
         norms = (centers - middle).square().sum(1)
         found = [_Nearest(torch.empty(N), torch.empty(N, dtype=torch.int64)) for _ in range(2)]
         step = max(1, _BLOCK // len(centers))
+        block = torch.empty(step, len(centers))
         for first in range(0, N, step):
             rows = self.flat[first : first + step]
-            ranks = torch.addmm(norms, rows - middle, centers.T, alpha=-2)  # (R, k)
+            ranks = block[: len(rows)]  # (R, k)
+            torch.addmm(norms, rows - middle, centers.T, alpha=-2, out=ranks)
             for nearest in found:
                 value, pick = ranks.min(dim=1)
                 nearest.pick[first : first + step] = pick
@@ -77,7 +82,7 @@ class LeaveOneOut:
         return found[0], found[1]
 
     def _forget(self, ranks: Tensor, pick: Int64) -> None:
-        """Set, in each row of `ranks` (R, k), the picks of the image that `pick` (R,) came from to
+        """Set, in each row of `ranks` (R, k), the picks of the group that `pick` (R,) came from to
         infinity."""
         owner = self.owner[pick]
         start, count = self.starts[owner], self.starts[owner + 1] - self.starts[owner]
@@ -87,17 +92,18 @@ class LeaveOneOut:
         ranks[torch.from_numpy(row), torch.from_numpy(column)] = torch.inf
 
     def without(self, image: int, num_neighbors: int) -> LeftOut:
-        """The bank that the other images make, with what it answers to this image's patches."""
+        """The bank that the other groups make, with what it answers to this image's patches."""
+        group = int(self.group[image])
         kept = np.concatenate(
-            [self.picks[: self.starts[image]], self.picks[self.starts[image + 1] :]]
+            [self.picks[: self.starts[group]], self.picks[self.starts[group + 1] :]]
         )
-        added = self._repair(image, size=len(self.picks), kept=len(kept))
+        added = self._repair(group, size=len(self.picks), kept=len(kept))
         own = slice(image * self.per_image, (image + 1) * self.per_image)
-        mine = torch.from_numpy(self.owner[self.first.pick[own].numpy()] == image)
+        mine = torch.from_numpy(self.owner[self.first.pick[own].numpy()] == group)
         distance = torch.where(mine, self.second.distance[own], self.first.distance[own])
         pick = torch.where(mine, self.second.pick[own], self.first.pick[own])
-        removed = int(self.starts[image + 1] - self.starts[image])
-        row = torch.where(pick >= int(self.starts[image + 1]), pick - removed, pick)
+        removed = int(self.starts[group + 1] - self.starts[group])
+        row = torch.where(pick >= int(self.starts[group + 1]), pick - removed, pick)
         for number, added_row in enumerate(added):
             to_added = distances_to(self.flat[own], self.flat[added_row])
             nearer = to_added < distance
@@ -106,11 +112,11 @@ class LeaveOneOut:
         rows = torch.from_numpy(np.concatenate([kept, np.array(added, dtype=np.int64)]))
         return LeftOut(self.flat[rows], distance, row, num_neighbors)
 
-    def _repair(self, image: int, *, size: int, kept: int) -> list[int]:
-        """Greedy picks among the patches that only `image` covered, until they lie within the
+    def _repair(self, group: int, *, size: int, kept: int) -> list[int]:
+        """Greedy picks among the patches that only `group` covered, until they lie within the
         radius of a row of the bank, and the bank has `size` rows or nothing is left to pick."""
-        uncovered = self.by_owner[self.ends[image] : self.ends[image + 1]]
-        uncovered = uncovered[uncovered // self.per_image != image]
+        uncovered = self.by_owner[self.ends[group] : self.ends[group + 1]]
+        uncovered = uncovered[self.group[uncovered // self.per_image] != group]
         rows = self.flat[torch.from_numpy(uncovered)]
         distance = self.second.distance[torch.from_numpy(uncovered)].clone()
         added: list[int] = []

@@ -50,10 +50,13 @@ class Selection:
         if not inside.any():
             raise DataError("The region of interest leaves no patch to learn from.")
         size = self.count(int(inside.sum()))
+        eligible = np.flatnonzero(inside)
+        if size == len(eligible):  # everything is kept: there is nothing to choose
+            return Coreset(eligible.astype(np.int64), 0.0)
         allowed = None if inside.all() else inside
         if self.how == "random":
             return random_coreset(flat, size, seed=self.seed, allowed=allowed)
-        start = int(np.random.default_rng(self.seed).choice(np.flatnonzero(inside)))
+        start = int(np.random.default_rng(self.seed).choice(eligible))
         space = flat
         if self.projection_dim:
             space = random_projection(flat, self.projection_dim, seed=self.seed)

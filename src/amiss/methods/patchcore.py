@@ -32,8 +32,6 @@ from amiss.options import Config, option
 from amiss.run import Run
 from amiss.types import Prediction
 
-_SAMPLE = 2048  # patches on which an approximate index is measured
-
 
 @dataclass(frozen=True, kw_only=True)
 class PatchCoreConfig(Config):
@@ -118,7 +116,7 @@ class PatchCore(Detector):
     id: ClassVar[str] = "patchcore"
     paper: ClassVar[str] = "Roth et al., CVPR 2022, arXiv 2106.08265"
     localizes: ClassVar[bool] = True
-    exportable: ClassVar[bool | str] = True
+    exportable: ClassVar[bool | str] = "export is not implemented yet"
     learns_from_anomalies: ClassVar[bool] = False
     config_type: ClassVar[type[Config]] = PatchCoreConfig
     config: PatchCoreConfig

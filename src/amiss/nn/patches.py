@@ -58,9 +58,3 @@ def _to_grid(x: Tensor, height: int, width: int) -> Tensor:
     if x.shape[2:] == (height, width):
         return x
     return F.interpolate(x, size=(height, width), mode="bilinear", align_corners=False)
-
-
-def to_rows(embedding: Tensor) -> Tensor:
-    """(B, D, H, W) -> (B * H * W, D), rows in reading order."""
-    B, D, H, W = embedding.shape
-    return embedding.permute(0, 2, 3, 1).reshape(B * H * W, D)

@@ -1,0 +1,108 @@
+"""`amiss fit METHOD`: the command whose flags are made from the method's options."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from amiss.console import parse_memory, print_json, progress_bar, rates, require_writable, say
+from amiss.errors import OptionError
+from amiss.flags import Json, Layout, MaxMemory, Roi, Threads, Window, flag, option_value
+from amiss.methods import method_class
+from amiss.threads import set_threads
+
+
+def fit_command(method: str) -> Callable[..., None]:
+    """The function behind `amiss fit METHOD`: its own arguments and the method's options."""
+    import dataclasses
+    import typing
+
+    kind = method_class(method)
+    hints = typing.get_type_hints(kind.config_type)
+    options = [flag(field, hints[field.name]) for field in dataclasses.fields(kind.config_type)]
+
+    # typer reads the signature below; Python hands over what typer parsed, by name.
+    def command(**values: Any) -> None:
+        own = {o.name: option_value(o.name, values.pop(o.name)) for o in options}
+        run_fit(kind(**own), **values)
+
+    shared = list(inspect.signature(run_fit, eval_str=True).parameters.values())[1:]
+    command.__signature__ = inspect.Signature([*shared, *options])  # type: ignore[attr-defined]
+    return command
+
+
+def run_fit(  # noqa: PLR0913 - one parameter per flag
+    detector: Any,
+    data: Annotated[str, typer.Argument(help="Folder, table (.csv, .jsonl) or name (elpv:mono).")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="The file to write.")],
+    *,
+    max_false_alarm: Annotated[
+        float, typer.Option(help="Share of normal images that may be called anomalous.")
+    ] = 0.01,
+    seed: Annotated[int, typer.Option(help="Of every random choice.")] = 0,
+    max_memory: MaxMemory = None,
+    roi: Roi = None,
+    window: Window = "percentile",
+    layout: Layout = None,
+    threads: Threads = None,
+    json: Json = False,
+) -> None:
+    """Learn, calibrate, save."""
+    from amiss.data.index import index
+    from amiss.fit import fit
+    from amiss.run import Run, mute
+
+    set_threads(threads)
+    if output.suffix != ".amiss":
+        raise OptionError(f"The output {output} does not end in .amiss.", hint="Name it so.")
+    require_writable(output)
+    partial = output.with_name(output.name + ".partial")
+    with progress_bar(json) as progress:
+        run = Run(
+            seed=seed, max_memory_mib=parse_memory(max_memory), progress=progress,
+            say=mute if json else say, partial=partial,
+        )  # fmt: skip
+        try:
+            fit(
+                detector, index(data, layout=layout), max_false_alarm=max_false_alarm,
+                roi=roi, window=window, run=run,
+            )  # fmt: skip
+        except KeyboardInterrupt:
+            if partial.exists():
+                say(f"The work so far is in {partial}; the same command goes on from there.")
+            raise
+    detector.save(output)
+    partial.unlink(missing_ok=True)
+    _say_fit(detector, output, as_json=json)
+
+
+def _say_fit(detector: Any, output: Path, *, as_json: bool) -> None:
+    from amiss.memory.plan import peak_mib
+
+    training, calibration = detector.training_facts, detector.calibration
+    if as_json:
+        print_json(
+            {
+                "output": str(output),
+                "method": detector.id,
+                "n_normal": training["n_normal"],
+                "summary": detector.summary(),
+                "calibration": None if calibration is None else calibration.as_dict(),
+                "expected_rates": None if calibration is None else calibration.expected_rates(),
+                "least_normal": training["least_normal"],
+                "seconds": training["fit_seconds"],
+                "peak_memory_mib": round(peak_mib(), 1),
+            }
+        )
+        return
+    print(detector.summary())
+    if calibration is not None:
+        print(
+            f"threshold {calibration.threshold:.4g}: on average at most {calibration.alpha:.2%} "
+            f"false alarms{rates(calibration)}; by {calibration.how}"
+        )
+    print(f"{output}: {training['n_normal']} normal images in {training['fit_seconds']:.1f} s")
