@@ -10,7 +10,7 @@ from torch import Tensor
 from amiss.memory import neighbors
 from amiss.memory.approximate import build_inverted_file
 from amiss.memory.bank import MemoryBank
-from amiss.memory.neighbors import distances_to, mutual_neighbors, nearest_rows
+from amiss.memory.neighbors import Rows, distances_to
 from amiss.run import mute
 
 
@@ -18,18 +18,10 @@ def made(n: int, dim: int = 16, seed: int = 0, shift: float = 0.0) -> Tensor:
     return torch.randn(n, dim, generator=torch.Generator().manual_seed(seed)) + shift
 
 
-def origin(rows: Tensor) -> Tensor:
-    return rows.new_zeros(rows.shape[1])
-
-
-def squared_norms(rows: Tensor) -> Tensor:
-    return rows.square().sum(1)
-
-
 @pytest.mark.parametrize("n", [1, 7, 1500])
 def test_the_nearest_is_that_of_a_plain_search(n: int) -> None:
     rows, queries = made(n), made(333, seed=1)
-    distance, index = nearest_rows(queries, rows, squared_norms(rows), origin(rows))
+    distance, index = Rows(rows).nearest(queries)
     expected = torch.cdist(queries.double(), rows.double()).min(dim=1)
     assert distance.dtype == torch.float32 and index.dtype == torch.int64
     assert torch.equal(index, expected.indices)
@@ -38,9 +30,9 @@ def test_the_nearest_is_that_of_a_plain_search(n: int) -> None:
 
 def test_blocks_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     rows, queries = made(90), made(200, seed=1)
-    whole = nearest_rows(queries, rows, squared_norms(rows), origin(rows))
+    whole = Rows(rows).nearest(queries)
     monkeypatch.setattr(neighbors, "_BLOCK", 1000)
-    parts = nearest_rows(queries, rows, squared_norms(rows), origin(rows))
+    parts = Rows(rows).nearest(queries)
     assert torch.equal(whole[1], parts[1])
     torch.testing.assert_close(whole[0], parts[0])
 
@@ -50,15 +42,15 @@ def test_faiss_finds_the_same() -> None:
     index = faiss.IndexFlatL2(16)
     index.add(rows.numpy())
     squared, found = index.search(queries.numpy(), 1)
-    distance, row = nearest_rows(queries, rows, squared_norms(rows), origin(rows))
+    distance, row = Rows(rows).nearest(queries)
     assert row.tolist() == found[:, 0].tolist()
     torch.testing.assert_close(distance.square(), torch.from_numpy(squared[:, 0]))
 
 
-@pytest.mark.parametrize("shift", [0.0, 10.0])
+@pytest.mark.parametrize("shift", [0.0, 10.0, 100.0])
 def test_a_member_is_at_exactly_zero(shift: float) -> None:
     rows = made(500, shift=shift)
-    distance, index = nearest_rows(rows, rows, squared_norms(rows), origin(rows))
+    distance, index = Rows(rows).nearest(rows)
     assert not distance.any()
     assert torch.equal(rows[index], rows)
 
@@ -72,7 +64,7 @@ def test_distances_are_taken_from_the_difference() -> None:
 def test_each_row_leads_its_own_list_of_neighbours() -> None:
     rows = made(60)
     rows[7] = rows[3]  # a duplicate must not push a row out of its own list
-    found = mutual_neighbors(torch.arange(60), rows, squared_norms(rows), origin(rows), 5)
+    found = Rows(rows).neighborhoods(torch.arange(60), 5)
     assert found.shape == (60, 5)
     assert found[:, 0].tolist() == list(range(60))
     expected = torch.cdist(rows.double(), rows.double())
@@ -85,9 +77,9 @@ def test_each_row_leads_its_own_list_of_neighbours() -> None:
 def test_lists_of_neighbours_do_not_depend_on_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     rows = made(70)
     some = torch.tensor([3, 69, 0, 41] * 9)
-    whole = mutual_neighbors(some, rows, squared_norms(rows), origin(rows), 4)
+    whole = Rows(rows).neighborhoods(some, 4)
     monkeypatch.setattr(neighbors, "_BLOCK", 500)
-    assert torch.equal(mutual_neighbors(some, rows, squared_norms(rows), origin(rows), 4), whole)
+    assert torch.equal(Rows(rows).neighborhoods(some, 4), whole)
     assert torch.equal(whole[:, 0], some)
 
 
@@ -128,7 +120,7 @@ def test_an_approximate_index_reaches_its_recall_and_says_so() -> None:
     rows, sample = made(3000, dim=8), made(400, dim=8, seed=4)
     index, measured = build_inverted_file(rows, sample, seed=0)
     distance, row = index.nearest(sample)
-    exact, true_row = nearest_rows(sample, rows, squared_norms(rows), origin(rows))
+    exact, true_row = Rows(rows).nearest(sample)
     recall = float((row == true_row).float().mean())
     assert measured.recall == pytest.approx(recall) and recall >= 0.99
     assert (distance >= exact - 1e-6).all()

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from amiss.memory.neighbors import distances_to, nearest_rows
+from amiss.memory.neighbors import Rows, distances_to
 
 RECALL = 0.99
 LARGE_BANK = 50_000  # rows; below this an exact search of one image takes under 100 ms
@@ -84,9 +84,7 @@ class InvertedFile:
         indices = torch.from_numpy(found[:, 0])
         lost = indices < 0  # only empty groups were looked into
         if bool(lost.any()):
-            middle = self.rows.mean(0)
-            norms = (self.rows - middle).square().sum(1)
-            indices[lost] = nearest_rows(queries[lost], self.rows, norms, middle)[1]
+            indices[lost] = Rows(self.rows).nearest(queries[lost])[1]
         return distances_to(queries, self.rows[indices]), indices
 
 
@@ -96,9 +94,7 @@ def build_inverted_file(
     """An index whose number of groups per query reaches RECALL on `sample` (S, D), or the most that
     is tried."""
     index = InvertedFile(rows, centroids=None, probes=1, seed=seed)
-    middle = rows.mean(0)
-    norms = (rows - middle).square().sum(1)
-    true_distance, true_row = nearest_rows(sample, rows, norms, middle)
+    true_distance, true_row = Rows(rows).nearest(sample)
     measured = Measured(0.0, 0.0, 0)
     for probes in _PROBES:
         index.probes = probes

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from amiss.memory.approximate import LARGE_BANK, InvertedFile, build_inverted_file
-from amiss.memory.neighbors import mutual_neighbors, nearest_rows
+from amiss.memory.neighbors import Rows
 from amiss.run import Say
 
 
@@ -42,17 +42,12 @@ class MemoryBank(nn.Module):
     ) -> None:
         super().__init__()
         self.rows: Tensor
-        self.center: Tensor
-        self.norms: Tensor
         self.origin: Tensor
         self.neighborhoods: Tensor | None
         self.num_neighbors = min(num_neighbors, len(rows))
         self.register_buffer("rows", rows.contiguous())
         self.register_buffer("origin", origin)
-        # Ranked about the mean: where all rows lie far from the origin, their norms would drown
-        # the differences.
-        self.register_buffer("center", rows.mean(0), persistent=False)
-        self.register_buffer("norms", (rows - self.center).square().sum(1), persistent=False)
+        self.exact = Rows(self.rows)
         self.register_buffer("neighborhoods", neighborhoods)
         self.index: InvertedFile | None = None
 
@@ -64,7 +59,7 @@ class MemoryBank(nn.Module):
         rows."""
         if self.index is not None:
             return self.index.nearest(queries)
-        return nearest_rows(queries, self.rows, self.norms, self.center)
+        return self.exact.nearest(queries)
 
     def choose_search(self, search: str, sample: Tensor, *, seed: int, say: Say) -> None:
         """Search "exact", "approximate", or "auto": approximate for a large bank.
@@ -78,17 +73,12 @@ class MemoryBank(nn.Module):
     def tabulate(self) -> None:
         """Find the neighbourhood of every row once, so that a score only has to look it up."""
         every = torch.arange(len(self))
-        self.neighborhoods = mutual_neighbors(
-            every, self.rows, self.norms, self.center, self.num_neighbors
-        )
+        self.neighborhoods = self.exact.neighborhoods(every, self.num_neighbors)
 
     def neighborhood(self, indices: Tensor) -> Tensor:
         """(B,) row numbers -> (B, b, D): the rows nearest to each, itself first (N_b(m*))."""
         if self.neighborhoods is None:
-            found = mutual_neighbors(
-                indices, self.rows, self.norms, self.center, self.num_neighbors
-            )
-            return self.rows[found]
+            return self.rows[self.exact.neighborhoods(indices, self.num_neighbors)]
         return self.rows[self.neighborhoods[indices]]
 
     def tensors(self) -> dict[str, Tensor]:

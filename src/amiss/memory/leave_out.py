@@ -24,10 +24,10 @@ import torch
 from torch import Tensor
 
 from amiss.memory.coreset import Coreset
-from amiss.memory.neighbors import distances_to, mutual_neighbors
+from amiss.memory.neighbors import Rows, distances_to
 from amiss.types import Bool, Int64
 
-_BLOCK = 1 << 22  # squared distances held at once: 16 MiB
+_BLOCK = 1 << 22  # ranks held at once: 16 MiB
 
 
 class _Nearest(NamedTuple):
@@ -59,19 +59,17 @@ class LeaveOneOut:
         self.by_owner = np.argsort(covered_by, kind="stable")
         self.ends = np.searchsorted(covered_by[self.by_owner], np.arange(len(self.starts)))
 
+    @torch.inference_mode()
     def _two_nearest(self) -> tuple[_Nearest, _Nearest]:
         """The nearest pick of each patch, and the nearest of another group than that pick's."""
         N = len(self.flat)
         centers = self.flat[torch.from_numpy(self.picks)]
-        middle = centers.mean(0)
-        norms = (centers - middle).square().sum(1)
+        known = Rows(centers)
         found = [_Nearest(torch.empty(N), torch.empty(N, dtype=torch.int64)) for _ in range(2)]
         step = max(1, _BLOCK // len(centers))
-        block = torch.empty(step, len(centers))
         for first in range(0, N, step):
             rows = self.flat[first : first + step]
-            ranks = block[: len(rows)]  # (R, k)
-            torch.addmm(norms, rows - middle, centers.T, alpha=-2, out=ranks)
+            ranks = known.ranks(rows)  # (R, k)
             for nearest in found:
                 value, pick = ranks.min(dim=1)
                 nearest.pick[first : first + step] = pick
@@ -147,7 +145,4 @@ class LeftOut:
 
     def neighborhood(self, indices: Tensor) -> Tensor:
         """(B,) row numbers -> (B, b, D): the rows nearest to each, itself first (N_b(m*))."""
-        center = self.rows.mean(0)
-        norms = (self.rows - center).square().sum(1)
-        found = mutual_neighbors(indices, self.rows, norms, center, self.num_neighbors)
-        return self.rows[found]
+        return self.rows[Rows(self.rows).neighborhoods(indices, self.num_neighbors)]

@@ -108,7 +108,13 @@ def _pack(network: FoldedNetwork, number: int, x: Tensor) -> _Convolution:
     weight, bias = getattr(network, f"weight_{number}"), getattr(network, f"bias_{number}")
     pad, padding = network.padding(number, x)
     size = list(x.shape)
-    if pad is not None:
+    if pad is not None and pad[1] - pad[0] == pad[3] - pad[2] == 1:
+        # One more pixel at the bottom and right. A kernel with a zero first row and column reaches
+        # as far on all sides, and oneDNN pads evenly without a copy of the map.
+        weight = F.pad(weight, (1, 0, 1, 0))
+        padding = pad[3], pad[1]
+        pad = None
+    elif pad is not None:
         size[2] += pad[2] + pad[3]
         size[3] += pad[0] + pad[1]
     settings = list(padding), step["stride"], step["dilation"], step["groups"]
