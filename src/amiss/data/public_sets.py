@@ -10,6 +10,7 @@ import numpy as np
 
 from amiss.data.images import Crop, read_mask, stored_size
 from amiss.data.layouts import Choices, Found
+from amiss.data.tables import read_text
 from amiss.data.tree import Parts, Tree, scan
 from amiss.errors import DataError, ImageError, MissingDependencyError, OptionError
 from amiss.types import ANOMALOUS, NORMAL, Record
@@ -51,27 +52,26 @@ def read_head_ct(tree: Tree, choices: Choices) -> Found | None:
     by_number = {int(Path(p[-1]).stem): p for p in slices if Path(p[-1]).stem.isdecimal()}
     found = Found("headct", [])
     missing = []
-    with table.open(newline="", encoding="utf-8-sig") as file:
-        rows = csv.DictReader(file, skipinitialspace=True)
-        names = {(name or "").strip().lower(): name for name in rows.fieldnames or ()}
-        if not {"id", "hemorrhage"} <= names.keys():
+    rows = csv.DictReader(read_text(table).splitlines(), skipinitialspace=True)
+    names = {(name or "").strip().lower(): name for name in rows.fieldnames or ()}
+    if not {"id", "hemorrhage"} <= names.keys():
+        raise DataError(
+            f"{table}: the columns are {', '.join(names)}; HeadCT has id and hemorrhage."
+        )
+    for row in rows:
+        number = (row[names["id"]] or "").strip()
+        word = (row[names["hemorrhage"]] or "").strip()
+        if not number.isdecimal() or word not in ("0", "1"):
             raise DataError(
-                f"{table}: the columns are {', '.join(names)}; HeadCT has id and hemorrhage."
+                f'{table}, line {rows.line_num}: id "{number}", hemorrhage "{word}"; an id is '
+                "a whole number and hemorrhage 0 or 1."
             )
-        for row in rows:
-            number = (row[names["id"]] or "").strip()
-            word = (row[names["hemorrhage"]] or "").strip()
-            if not number.isdecimal() or word not in ("0", "1"):
-                raise DataError(
-                    f'{table}, line {rows.line_num}: id "{number}", hemorrhage "{word}"; an id is '
-                    "a whole number and hemorrhage 0 or 1."
-                )
-            parts = by_number.pop(int(number), None)
-            if parts is None:
-                missing.append(number)
-                continue
-            kind = "hemorrhage" if word == "1" else "good"
-            found.records.append(Record(tree.path(parts), int(word), kind=kind))
+        parts = by_number.pop(int(number), None)
+        if parts is None:
+            missing.append(number)
+            continue
+        kind = "hemorrhage" if word == "1" else "good"
+        found.records.append(Record(tree.path(parts), int(word), kind=kind))
     if missing:
         found.notes.append(f"{len(missing)} rows of labels.csv have no image: {_some(missing)}.")
     if by_number:
@@ -190,7 +190,7 @@ def elpv_package() -> Tree:
 def _elpv_rows(table: Path) -> list[tuple[str, float, str]] | None:
     """(path, defect probability, cell type) per line; None when the table is of another kind."""
     rows = []
-    for line in table.read_text(encoding="utf-8", errors="replace").splitlines():
+    for line in read_text(table).splitlines():
         fields = line.replace(",", " ").split()
         if not fields:
             continue

@@ -115,7 +115,7 @@ def _absolute(path: Path) -> Path:
 
 def _csv_rows(table: Path) -> Iterator[Row]:
     """Comma, semicolon (as spreadsheets write it in Europe) or tab, told by the first line."""
-    text = _read(table)
+    text = read_text(table)
     header = text.partition("\n")[0]
     delimiter = max(",;\t", key=header.count)
     rows = csv.reader(StringIO(text, newline=""), delimiter=delimiter, skipinitialspace=True)
@@ -136,7 +136,7 @@ def _csv_rows(table: Path) -> Iterator[Row]:
 
 
 def _jsonl_rows(table: Path) -> Iterator[Row]:
-    for number, line in enumerate(_read(table).split("\n"), 1):
+    for number, line in enumerate(read_text(table).split("\n"), 1):
         if not line.strip():
             continue
         try:
@@ -156,7 +156,8 @@ def _text(table: Path, line: int, value: object) -> str:
     raise DataError(f"{table}, line {line}: {value!r} is neither text nor 0 or 1.")
 
 
-def _read(table: Path) -> str:
+def read_text(table: Path) -> str:
+    """A table's text. Raises DataError where it is no UTF-8 or cannot be read."""
     try:
         return table.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 from torch import Tensor
 
 from amiss.errors import MemoryLimitError
@@ -78,7 +79,10 @@ class BankLearner:
         try:
             return self._learn_whole(images, run, store)
         except KeyboardInterrupt:
-            partial.save(store.tensors() | {"digests": images.digest_rows(store.done)})
+            try:
+                partial.save(store.tensors() | {"digests": images.digest_rows(store.done)})
+            except (OSError, SafetensorError) as error:
+                run.say(f"The work so far could not be kept: {error}.")
             raise
 
     def _learn_whole(self, images: Normals, run: Run, store: Embeddings) -> LearnedBank:
