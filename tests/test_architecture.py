@@ -22,7 +22,14 @@ FILES = sorted(SOURCES.rglob("*.py"))
 # From the ground up: a module may import from its own layer and from those before it. The longest
 # prefix counts. A module that is in none of them must be given a place.
 LAYERS: tuple[tuple[str, ...], ...] = (
-    ("amiss.errors", "amiss.types", "amiss.run", "amiss.versions", "amiss.threads"),
+    (
+        "amiss.errors",
+        "amiss.types",
+        "amiss.run",
+        "amiss.versions",
+        "amiss.threads",
+        "amiss.storage",
+    ),
     ("amiss.data", "amiss.nn", "amiss.memory", "amiss.metrics"),
     ("amiss.options", "amiss.learning", "amiss.training"),
     ("amiss.methods",),

@@ -19,7 +19,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 import amiss
-from amiss import artifact as artifact_module
+from amiss import storage
 from amiss.artifact import FORMAT, read_manifest
 from amiss.errors import ArtifactError
 from amiss.methods.patchcore import PatchCore
@@ -353,7 +353,7 @@ def test_a_failure_while_writing_keeps_the_old_file(
         Path(filename).write_bytes(b"half a fi")
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(artifact_module, "save_file", half)
+    monkeypatch.setattr(storage, "save_file", half)
     with pytest.raises(ArtifactError, match="No space left"):
         detector.save(path)
     assert path.read_bytes() == b"the old file"
@@ -367,7 +367,7 @@ def test_an_interruption_while_writing_leaves_nothing(
         Path(filename).write_bytes(b"half a fi")
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(artifact_module, "save_file", interrupted)
+    monkeypatch.setattr(storage, "save_file", interrupted)
     with pytest.raises(KeyboardInterrupt):
         detector.save(tmp_path / "part.amiss")
     assert not list(tmp_path.iterdir())

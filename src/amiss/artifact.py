@@ -7,7 +7,6 @@ version knows how to use. docs/artifact.md describes the format.
 from __future__ import annotations
 
 import json
-import os
 import struct
 from pathlib import Path
 from typing import Any
@@ -15,13 +14,13 @@ from typing import Any
 import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from amiss.calibration import Calibration
 from amiss.errors import AmissError, ArtifactError
 from amiss.methods import METHODS, method_class
 from amiss.methods.base import Detector
+from amiss.storage import write_tensors
 from amiss.types import UInt8
 from amiss.versions import versions
 
@@ -83,17 +82,13 @@ def save(detector: Detector, path: str | Path) -> Path:
 
 
 def _write(path: Path, tensors: dict[str, Tensor], manifest: dict[str, Any]) -> Path:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        save_file(tensors, temporary, metadata={"amiss": json.dumps(manifest)})
-        temporary.replace(path)
+        write_tensors(path, tensors, {"amiss": json.dumps(manifest)})
     except (OSError, SafetensorError) as error:
         raise ArtifactError(
             f"{path} cannot be written: {error}",
             hint="Choose a folder that exists and is writable.",
         ) from error
-    finally:
-        temporary.unlink(missing_ok=True)
     return path
 
 

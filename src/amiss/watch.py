@@ -8,9 +8,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import FrameType
 
+from amiss.data.tree import IMAGE_SUFFIXES
 from amiss.errors import DataError
-
-SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".pgm", ".ppm"}
 
 
 def image_files(folder: Path) -> list[Path]:
@@ -20,13 +19,11 @@ def image_files(folder: Path) -> list[Path]:
         DataError: no image below it.
     """
     found = sorted(
-        path
-        for path in folder.rglob("*")
-        if path.suffix.lower() in SUFFIXES and path.is_file() and not path.name.startswith(".")
+        path for path in folder.rglob("*") if _named_like_an_image(path) and path.is_file()
     )
     if not found:
         raise DataError(
-            f"{folder} holds no image.", hint=f"Images end in {' '.join(sorted(SUFFIXES))}."
+            f"{folder} holds no image.", hint=f"Images end in {' '.join(sorted(IMAGE_SUFFIXES))}."
         )
     return found
 
@@ -45,7 +42,7 @@ def watch_folder(
     sizes: dict[Path, int] = {}
     while not stop():
         for path in sorted(folder.iterdir()):
-            if path in known or path.suffix.lower() not in SUFFIXES or path.name.startswith("."):
+            if path in known or not _named_like_an_image(path):
                 continue
             try:
                 size = path.stat().st_size if path.is_file() else 0
@@ -58,6 +55,10 @@ def watch_folder(
             else:
                 sizes[path] = size
         time.sleep(interval)
+
+
+def _named_like_an_image(path: Path) -> bool:
+    return path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".")
 
 
 class Stopper:

@@ -125,18 +125,20 @@ class BankLearner:
         return self.embed(images).flatten(2).transpose(1, 2)
 
     def _bank(self, flat: Tensor, chosen: Coreset, inside: Bool, run: Run) -> MemoryBank:
-        bank = self._bank_of(flat, torch.from_numpy(chosen.indices))
+        """The bank of some of all patches (n * P, D)."""
+        _, height, width = self.grid
+        picks = torch.from_numpy(chosen.indices)
+        image, cell = picks // (height * width), picks % (height * width)
+        origin = torch.stack([image, cell // width, cell % width], dim=1).to(torch.int32)
         sample = sample_rows(flat, inside, _SAMPLE, run.seed)
+        return self._ready(flat[picks], origin, sample, run)
+
+    def _ready(self, rows: Tensor, origin: Tensor, sample: Tensor, run: Run) -> MemoryBank:
+        """A bank with its search chosen, measured on `sample`, and its neighbourhoods known."""
+        bank = MemoryBank(rows, num_neighbors=self.num_neighbors, origin=origin)
         bank.choose_search(self.search, sample, seed=run.seed, say=run.say)
         bank.tabulate()
         return bank
-
-    def _bank_of(self, flat: Tensor, picks: Tensor) -> MemoryBank:
-        """A bank of some of all patches (n * P, D), without tables."""
-        _, height, width = self.grid
-        image, cell = picks // (height * width), picks % (height * width)
-        origin = torch.stack([image, cell // width, cell % width], dim=1).to(torch.int32)
-        return MemoryBank(flat[picks], num_neighbors=self.num_neighbors, origin=origin)
 
     def _leaving_out(self, store: Embeddings, others: LeaveOneOut, run: Run) -> HeldOut:
         """Score every image with the bank that the others make."""
@@ -202,9 +204,7 @@ class BankLearner:
                 sample = patches[row][kept]
         size = self.selection.count(buffer.rows_seen)
         rows, origin, radius = buffer.finish(size, progress=run.progress)
-        bank = MemoryBank(rows, num_neighbors=self.num_neighbors, origin=origin)
-        bank.choose_search(self.search, sample, seed=run.seed, say=run.say)
-        bank.tabulate()
+        bank = self._ready(rows, origin, sample, run)
         return bank, _facts(bank, buffer.rows_seen, radius)
 
 

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
+from amiss.storage import write_tensors
 from amiss.types import Record
 
 
@@ -40,14 +39,8 @@ class Partial:
 
     def save(self, tensors: dict[str, Tensor]) -> None:
         """Keep these, complete or not at all."""
-        if self.path is None:
-            return
-        temporary = self.path.with_name(f".{self.path.name}.{os.getpid()}.tmp")
-        try:
-            save_file(tensors, temporary, metadata={"job": self.fingerprint})
-            temporary.replace(self.path)
-        finally:
-            temporary.unlink(missing_ok=True)
+        if self.path is not None:
+            write_tensors(self.path, tensors, {"job": self.fingerprint})
 
 
 def _fingerprint(options: dict[str, Any], records: list[Record]) -> str:

@@ -20,6 +20,9 @@ from amiss.nn.fused import runner
 Step = dict[str, Any]
 """One step: `op`, `inputs` (numbers of earlier values, 0 is the image), and the op's settings."""
 
+StepRunner = Callable[[int, Step, list[Tensor]], Tensor]
+"""Number of a step, the step, its inputs -> its value."""
+
 _ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "relu": lambda x: F.relu(x, inplace=True),
     "relu6": lambda x: F.relu6(x, inplace=True),
@@ -70,14 +73,14 @@ class FoldedNetwork(nn.Module):
             run = runner(self, images)
             if run is not None:
                 return run(images)
-        return self.plain(images)
+        return self.walk(images, self.run_step)
 
-    def plain(self, images: Tensor) -> list[Tensor]:
-        """The steps as they stand."""
+    def walk(self, images: Tensor, run_step: StepRunner) -> list[Tensor]:
+        """All steps in order, each computed by `run_step`."""
         values: dict[int, Tensor] = {0: images}
         for number, step in enumerate(self.steps, 1):
             inputs = [values[i] for i in step["inputs"]]
-            values[number] = self.run_step(number, step, inputs)
+            values[number] = run_step(number, step, inputs)
             del inputs
             for i in self.last_use[number]:
                 del values[i]

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 if TYPE_CHECKING:
-    from amiss.nn.folded import FoldedNetwork
+    from amiss.nn.folded import FoldedNetwork, Step
 
 Runner = Callable[[Tensor], list[Tensor]]
 
@@ -65,7 +65,7 @@ def _checked(network: FoldedNetwork, images: Tensor) -> Runner | None:
         maps = run(images)
     except (RuntimeError, AttributeError, KeyError, TypeError):
         return None
-    expected = network.plain(images)
+    expected = network.walk(images, network.run_step)
     alike = all(
         float((a - b).abs().max()) <= _TOLERANCE * float(b.abs().max())
         for a, b in zip(maps, expected, strict=True)
@@ -74,33 +74,25 @@ def _checked(network: FoldedNetwork, images: Tensor) -> Runner | None:
 
 
 def _plan(network: FoldedNetwork, images: Tensor) -> Runner:
-    values: dict[int, Tensor] = {0: images}
     convolutions: dict[int, _Convolution] = {}
-    for number, step in enumerate(network.steps, 1):
-        inputs = [values[i] for i in step["inputs"]]
+
+    def pack_step(number: int, step: Step, inputs: list[Tensor]) -> Tensor:
         if step["op"] == "conv":
             convolutions[number] = _pack(network, number, inputs[0])
-        values[number] = network.run_step(number, step, inputs)
+        return network.run_step(number, step, inputs)
+
+    network.walk(images, pack_step)
     convolve = torch.ops.mkldnn._convolution_pointwise
 
-    def run(x: Tensor) -> list[Tensor]:
-        found: dict[int, Tensor] = {0: x}
-        for number, step in enumerate(network.steps, 1):
-            conv = convolutions.get(number)
-            if conv is None:
-                found[number] = network.run_step(number, step, [found[i] for i in step["inputs"]])
-            else:
-                y = found[step["inputs"][0]]
-                if conv.pad is not None:
-                    y = F.pad(y, conv.pad)
-                found[number] = convolve(
-                    y, conv.weight, conv.bias, *conv.settings, *conv.activation, ""
-                )
-            for i in network.last_use[number]:
-                del found[i]
-        return [found[i] for i in network.outputs]
+    def run_step(number: int, step: Step, inputs: list[Tensor]) -> Tensor:
+        conv = convolutions.get(number)
+        if conv is None:
+            return network.run_step(number, step, inputs)
+        x = inputs[0] if conv.pad is None else F.pad(inputs[0], conv.pad)
+        value: Tensor = convolve(x, conv.weight, conv.bias, *conv.settings, *conv.activation, "")
+        return value
 
-    return run
+    return lambda x: network.walk(x, run_step)
 
 
 def _pack(network: FoldedNetwork, number: int, x: Tensor) -> _Convolution:
