@@ -114,7 +114,10 @@ class FeatureExtractor(nn.Module):
     def forward(self, images: Tensor) -> list[Tensor]:
         # On a CPU one image at a time: its maps stay in the cache (a batch of 8 takes a third
         # longer per image), and a score cannot depend on batch-mates, not even in the last bit.
-        if images.device.type == "cpu" and len(images) > 1 and not torch.compiler.is_compiling():
+        # An exported graph must not ask for the size of its batch.
+        if torch.compiler.is_compiling():
+            return self._features(images)
+        if images.device.type == "cpu" and len(images) > 1:
             maps = [self._features(image) for image in images.split(1)]
             return [torch.cat(layer) for layer in zip(*maps, strict=True)]
         return self._features(images)
