@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import json
+import pickle
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +16,19 @@ from PIL import Image
 from sklearn.metrics import average_precision_score, roc_auc_score
 
 import amiss
+from amiss.artifact import read_manifest
 from amiss.calibration import with_threshold
+from amiss.data import restore_map, stream
 from amiss.data.index import index
-from amiss.errors import DataError, LeakageError
+from amiss.errors import DataError, ImageError, LeakageError
 from amiss.evaluation import Report, add_evidence, evaluate
 from amiss.methods.patchcore import PatchCore
+from amiss.metrics import region_list
 from amiss.recalibrate import recalibrate
+from amiss.report.gallery import pictured
+from amiss.report.page import write_page
 from amiss.types import ANOMALOUS, NORMAL, Record
+from commands import amiss as run_amiss
 from made_images import textures, write
 
 
@@ -266,3 +275,94 @@ def test_evidence_names_a_training_patch_inside_its_image(artifact: Path, labell
         for top, left, bottom, right in (row.nearest["box"], row.nearest["query_box"]):
             assert 0 <= top < bottom <= 60 and 0 <= left < right <= 80
         assert row.nearest["distance"] > 0
+
+
+# --- regions, masks, and what is kept --------------------------------------------------------
+
+
+def test_regions_are_listed_only_for_the_images_that_are_shown(
+    artifact: Path, labelled: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    listed: list[float] = []
+    original = region_list
+    monkeypatch.setattr(
+        "amiss.predict.region_list",
+        lambda found, threshold: listed.append(threshold) or original(found, threshold),
+    )
+    model = amiss.load(artifact)
+    found = evaluate(model, labelled)
+    assert found.describe() and found.as_dict() and not listed
+    found.judged = found.judged * 4  # as of a large set, of which the page shows a part
+    shown = {id(row) for row in pictured(found)}
+    assert 0 < len(shown) < 12
+    write_page(model, found, tmp_path / "page.html")
+    assert len(listed) == len(shown)
+    for row in found.judged[:12]:
+        whole = model.predict(row.path)
+        assert not isinstance(whole, list) and row.map is not None and row.geometry is not None
+        assert row.result.score == pytest.approx(whole.score, rel=1e-5)
+        assert (row.result.p_value, row.result.is_anomalous) == (whole.p_value, whole.is_anomalous)
+        threshold = found.operating_point["pixel_threshold"]
+        assert row.result.regions == original(restore_map(row.map, row.geometry), threshold)
+    assert any(row.result.regions for row in found.judged)
+    assert len(listed) == 12 + 12  # each of ours once, each of predict's once
+
+
+def test_regions_of_a_deferred_result_can_be_replaced_copied_and_pickled(report: Report) -> None:
+    row = next(row for row in report.judged if row.result.is_anomalous)
+    again = pickle.loads(pickle.dumps(row.result))
+    assert again == row.result == copy.deepcopy(row.result) and again.regions
+    again.regions = []
+    assert again.regions == [] and again != row.result
+
+
+def test_several_masks_of_an_image_are_one_truth(
+    detector: PatchCore, labelled: Path, tmp_path: Path, report: Report
+) -> None:
+    records = []
+    for record in index(labelled).test:
+        parts = []
+        for path in record.masks:
+            whole = np.array(Image.open(path))
+            for number, half in enumerate((slice(0, 40), slice(36, 80))):
+                part = np.zeros_like(whole)
+                part[:, half] = whole[:, half]
+                name = f"{record.path.parent.name}_{record.path.stem}_{number}.png"
+                parts.append(write(part, tmp_path / "masks" / name))
+        records.append(replace(record, mask=tuple(parts) or None))
+    found = evaluate(detector, records)
+    assert found.metrics == pytest.approx(report.metrics)
+    page = write_page(detector, found, tmp_path / "page.html").read_text(encoding="utf-8")
+    assert "truth" in page and "could not be read" not in page
+    write(np.full((30, 40), 255, np.uint8), tmp_path / "masks" / "hole_000_1.png")
+    with pytest.raises(ImageError, match=r"hole_000_1\.png: is 30 x 40"):
+        evaluate(detector, records)
+
+
+def test_a_save_after_an_evaluation_keeps_its_metrics(
+    detector: PatchCore, labelled: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert detector.metrics == {}
+    found = evaluate(detector, labelled)
+    expected = {"dataset": labelled.name, **found.metrics}
+    path = detector.save(tmp_path / "judged.amiss")
+    assert detector.metrics == read_manifest(path)["metrics"] == expected
+    assert amiss.load(path).metrics == expected
+    assert run_amiss(capsys, "inspect", path, "--json").json["metrics"] == expected
+    text = run_amiss(capsys, "inspect", path).out
+    assert labelled.name in text and str(found.metrics["aupro"]) in text
+    with pytest.raises(DataError):  # what cannot be judged leaves what was
+        evaluate(detector, [Record(labelled / "gone.png", split="test")])
+    assert detector.metrics == expected
+    assert detector.fit(labelled).metrics == {}
+
+
+def test_one_roi_for_all_images_is_read_once(
+    detector: PatchCore, labelled: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write(np.full((60, 80), 255, np.uint8), tmp_path / "roi.png")
+    reads: list[Path] = []
+    original = stream.read_mask
+    monkeypatch.setattr(stream, "read_mask", lambda p: reads.append(p) or original(p))
+    found = evaluate(detector, labelled, roi=path)
+    assert reads == [path] and {row.roi for row in found.judged} == {path}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -103,6 +104,48 @@ def test_a_result_is_plain_json(detector: PatchCore, labelled: Path) -> None:
     assert again["path"].endswith("hole/000.png") and again["is_anomalous"] is True
     assert again["regions"][0]["area_px"] == found.regions[0].area_px
     assert "anomaly_map" not in again
+
+
+def test_the_files_of_a_list_are_judged_in_batches(detector: PatchCore, labelled: Path) -> None:
+    runtime = as_runtime(detector)
+    sizes: list[int] = []
+
+    class Counting(TorchRuntime):
+        def __call__(self, images: Any, rois: Any) -> Any:
+            sizes.append(len(images))
+            return runtime(images, rois)
+
+    paths = sorted((labelled / "test").rglob("*.png"))
+    mixed = [*paths[:5], np.full((*SIZE, 3), 110, np.uint8), *paths[5:]]
+    found = predict(Counting(detector), mixed)
+    assert isinstance(found, list)
+    assert [r.path for r in found] == [*paths[:5], None, *paths[5:]]
+    assert sorted(sizes) == [1, 4, 8]
+    for r, path in zip(found[:5], paths, strict=False):
+        assert r.score == pytest.approx(one(detector.predict(path)).score, rel=1e-5)
+
+
+def test_a_list_with_something_unreadable_raises_and_leaves_no_thread(
+    detector: PatchCore, normals: Path, tmp_path: Path
+) -> None:
+    paths = sorted(normals.iterdir())
+    for bad in (tmp_path / "gone.png", np.zeros((4, 4, 3))):
+        with pytest.raises(ImageError):
+            detector.predict([*paths[:2], bad, *paths[2:]])
+    names = [thread.name for thread in threading.enumerate()]
+    assert not [name for name in names if name.startswith("amiss-decode")]
+
+
+def test_nobody_asks_for_digests_and_none_are_computed(
+    detector: PatchCore, normals: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def hashed(*_: object) -> bytes:
+        raise AssertionError("a digest was computed")
+
+    monkeypatch.setattr("amiss.data.stream.digest", hashed)
+    assert one(detector.predict(normals / "000.png")).score > 0
+    with pytest.raises(AssertionError, match="digest"):
+        amiss.evaluate(detector, [Record(normals / "000.png", 0, split="test")])
 
 
 # --- records ---------------------------------------------------------------------------------

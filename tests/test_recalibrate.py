@@ -7,9 +7,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from amiss.errors import CalibrationError, DataError, LeakageError, OptionError
+from amiss.errors import CalibrationError, DataError, ImageError, LeakageError, OptionError
 from amiss.methods.patchcore import PatchCore
+from amiss.predict import predict_records
 from amiss.recalibrate import recalibrate
+from amiss.runtime import as_runtime
+from amiss.types import Record
+from made_images import write
 
 
 def scores_of(detector: PatchCore, folder: Path) -> list[float]:
@@ -77,6 +81,43 @@ def test_images_of_the_fit_may_not_choose_the_threshold(
 def test_a_policy_nobody_knows_is_refused(detector: PatchCore, labelled: Path, policy: str) -> None:
     with pytest.raises(OptionError, match="not known"):
         recalibrate(detector, policy=policy, labelled=str(labelled / "test"))
+
+
+def test_the_labelled_images_may_have_a_region_of_interest(
+    detector: PatchCore, labelled: Path, tmp_path: Path
+) -> None:
+    roi = np.zeros((60, 80), np.uint8)
+    roi[:, :20] = 255
+    path = write(roi, tmp_path / "roi.png")
+    changed = recalibrate(detector, policy="recall", labelled=str(labelled / "test"), roi=path)
+    records = [Record(p) for p in (labelled / "test").rglob("*/*.png") if "good" not in p.parts]
+    found = [r.score for _, r in predict_records(as_runtime(detector), records, roi=path)]
+    everywhere = [r.score for _, r in predict_records(as_runtime(detector), records)]
+    assert changed.threshold < min(found) < min(everywhere)
+    with pytest.raises(ImageError, match=r"gone\.png"):
+        recalibrate(
+            detector, policy="f1", labelled=str(labelled / "test"), roi=tmp_path / "gone.png"
+        )
+
+
+def test_the_layout_of_the_labelled_images_may_be_named(
+    detector: PatchCore, labelled: Path
+) -> None:
+    folder = str(labelled / "test")
+    changed = recalibrate(detector, policy="f1", labelled=folder, layout="two_folder")
+    assert changed.policy == "f1"
+    with pytest.raises(CalibrationError, match="anomalous"):  # all are normal in that layout
+        recalibrate(detector, policy="f1", labelled=folder, layout="nested")
+    with pytest.raises(OptionError, match="no layout"):
+        recalibrate(detector, policy="f1", labelled=folder, layout="heap")
+
+
+def test_what_is_about_labelled_images_is_refused_without_a_policy(detector: PatchCore) -> None:
+    before = detector.calibration
+    for name in ("labelled", "roi", "layout"):
+        with pytest.raises(OptionError, match=f"{name} is for labelled"):
+            recalibrate(detector, threshold=1.0, **{name: "flat"})  # type: ignore[arg-type]
+    assert detector.calibration is before
 
 
 def test_exactly_one_way_is_taken(detector: PatchCore) -> None:

@@ -2,39 +2,48 @@
 
 from __future__ import annotations
 
-import dataclasses
 import time
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from amiss.data.geometry import Geometry, fit_frame, resize_mask
 from amiss.data.images import read_mask, stored_size
 from amiss.data.index import Dataset, Source, index
-from amiss.data.stream import Batch, ImageStream
 from amiss.errors import DataError, ImageError, LeakageError
 from amiss.memory.plan import peak_mib
 from amiss.methods.base import Detector
 from amiss.metrics import (
-    aupro,
     bootstrap_interval,
     image_ap,
     image_auroc,
     image_f1_max,
-    pixel_ap,
-    pixel_auroc,
-    pixel_f1_max,
-    pro_curve,
+    pixel_metrics,
     roc_curve,
 )
-from amiss.outcome import Judged, Report
-from amiss.predict import frame_rois, result
+from amiss.outcome import DeferredResult, Judged, Report
+from amiss.predict import BATCH, decide, frame_rois, list_regions
 from amiss.run import Run
-from amiss.runtime import Runtime, as_runtime
+from amiss.runtime import Runtime, as_runtime, image_stream
 from amiss.types import ANOMALOUS, NORMAL, Bool, Float32, Float64, Record
 from amiss.versions import versions
+
+
+class _Scored(NamedTuple):
+    """The judged images, where each was looked at, and how many others had been seen before."""
+
+    judged: list[Judged]
+    rois: list[Bool | None]  # (h, w) each, in the network's frame; None is everywhere
+    seen: int
+
+
+class _Figures(NamedTuple):
+    metrics: dict[str, float]
+    intervals: dict[str, tuple[float, float]]
+    curves: dict[str, tuple[Float64, Float64]]
 
 
 def evaluate(
@@ -48,7 +57,8 @@ def evaluate(
 
     Images whose content the detector has seen, in fitting or in setting its threshold, are left out
     and counted in the notes. Pixel metrics are computed at the network's input size, masks resized
-    by the nearest pixel like the images; they are absent where no mask exists.
+    by the nearest pixel like the images; they are absent where no mask exists. The metrics are also
+    kept in `detector.metrics` with the name of the data set, and a later `save` writes them down.
 
     Raises:
         DataError: no labelled test image.
@@ -57,43 +67,57 @@ def evaluate(
     run = run or Run()
     dataset = data if isinstance(data, Dataset) else index(data)
     records = _labelled(dataset)
-    if roi is not None:
-        records = [dataclasses.replace(r, roi=r.roi or Path(roi)) for r in records]
     run.say(dataset.describe())
     runtime = as_runtime(detector)
     started = time.perf_counter()
-    judged, rois, seen = _judge(runtime, detector, records, run)
-    if not judged:
+    scored = _judge(runtime, detector, records, None if roi is None else Path(roi), run)
+    if not scored.judged:
         raise LeakageError(
-            f"All {seen} test images of {dataset.name} were seen when the detector was fitted.",
+            f"All {scored.seen} test images of {dataset.name} were seen when the detector was "
+            "fitted.",
             hint="Evaluate on images that were not in the fit.",
         )
-    scored = time.perf_counter()
+    judged_at = time.perf_counter()
     calibration = runtime.calibration
     notes = [*dataset.notes, *(() if calibration is None else calibration.notes)]
-    if seen:
+    if scored.seen:
         notes.append(
-            f"{seen} test images were left out: the detector or its threshold has seen them."
+            f"{scored.seen} test images were left out: the detector or its threshold has seen them."
         )
-    metrics, intervals, curves = _image_metrics(judged, notes)
-    _pixel_metrics(judged, rois, metrics, curves, notes)
+    figures = _figures(scored, notes)
+    seconds = _seconds(started, judged_at, time.perf_counter(), len(scored.judged))
+    stored: dict[str, Any] = {"dataset": dataset.name, **figures.metrics}
+    detector.metrics = stored
+    return _report(detector, runtime, dataset, scored, figures, seconds, notes)
+
+
+def _report(
+    detector: Detector,
+    runtime: Runtime,
+    dataset: Dataset,
+    scored: _Scored,
+    figures: _Figures,
+    seconds: dict[str, float],
+    notes: list[str],
+) -> Report:
+    calibration = runtime.calibration
     return Report(
         detector=_detector_facts(detector),
         dataset={
             "name": dataset.name,
             "layout": dataset.layout,
             "counts": dataset.counts(),
-            "judged": len(judged),
-            "left_out_as_seen": seen,
+            "judged": len(scored.judged),
+            "left_out_as_seen": scored.seen,
         },
-        metrics=metrics,
-        intervals=intervals,
-        operating_point=_operating_point(runtime, judged),
-        judged=judged,
+        metrics=figures.metrics,
+        intervals=figures.intervals,
+        operating_point=_operating_point(runtime, scored.judged),
+        judged=scored.judged,
         calibration_scores=np.empty(0) if calibration is None else calibration.scores,
-        curves=curves,
+        curves=figures.curves,
         display=None if calibration is None else calibration.display,
-        seconds=_seconds(started, scored, time.perf_counter(), len(judged)),
+        seconds=seconds,
         peak_memory_mib=round(peak_mib(), 1),
         versions=versions(),
         notes=notes,
@@ -124,55 +148,59 @@ def _judge(
     runtime: Runtime,
     detector: Detector,
     records: Sequence[Record],
+    roi: Path | None,
     run: Run,
-) -> tuple[list[Judged], list[Bool | None], int]:
-    """Judge every unseen record; the rois (h, w) of the frames and how many were seen before."""
+) -> _Scored:
+    """Judge every record that the detector and its threshold have not seen."""
     trained_on = {bytes(row) for row in detector.training_digests}
     trained_on |= {bytes(row) for row in detector.labelled_digests}
-    stream = ImageStream(
-        records, size=runtime.image_size, mode=runtime.resize,
-        window=runtime.window,
-    )  # fmt: skip
-    judged: list[Judged] = []
-    rois: list[Bool | None] = []
-    seen = 0
+    stream = image_stream(runtime, records, roi=roi, digests=True)
+    scored = _Scored([], [], 0)
     for batch in stream.batches(run.batch_size):
         fresh = [i for i, digest in enumerate(batch.digests) if digest not in trained_on]
-        seen += len(batch.digests) - len(fresh)
+        scored = scored._replace(seen=scored.seen + len(batch.digests) - len(fresh))
         if not fresh:
             continue
-        batch_rois = frame_rois(runtime, batch)
-        prediction = runtime(batch.images[fresh], None if batch_rois is None else batch_rois[fresh])
+        rois = frame_rois(runtime, batch)
+        prediction = runtime(batch.images[fresh], None if rois is None else rois[fresh])
         for row, i in enumerate(fresh):
             record = records[int(batch.indices[i])]
             frame = None if prediction.anomaly_map is None else prediction.anomaly_map[row]
-            judged.append(_judged(runtime, record, batch, i, float(prediction.score[row]), frame))
-            rois.append(None if batch_rois is None else batch_rois[i])
-        run.progress("scoring", len(judged) + seen, len(records))
-    return judged, rois, seen
+            one = _judged(runtime, record, batch.geometries[i], float(prediction.score[row]), frame)
+            one.roi = record.roi or roi
+            scored.judged.append(one)
+            scored.rois.append(None if rois is None else rois[i])
+        run.progress("scoring", len(scored.judged) + scored.seen, len(records))
+    return scored
 
 
 def _judged(
-    runtime: Runtime, record: Record, batch: Batch, i: int, score: float, frame: Float32 | None
+    runtime: Runtime, record: Record, geometry: Geometry, score: float, frame: Float32 | None
 ) -> Judged:
-    geometry = batch.geometries[i]
-    found = result(runtime, record.path, score, frame, geometry)
-    found.anomaly_map = None  # at the original size; the frame's map is what is kept
+    """The decision on one image; its regions are listed when somebody asks for them."""
+    calibration = runtime.calibration
+    found = DeferredResult(record.path, score, *decide(calibration, score))
+    if frame is not None and calibration is not None and calibration.pixel_threshold is not None:
+        found.list_regions = partial(list_regions, frame, geometry, calibration.pixel_threshold)
     row = Judged(record.path, int(record.label or 0), record.kind, found, frame)
     row.mask, row.crop, row.geometry = record.mask, record.crop, geometry
-    row.roi = record.roi
     return row
 
 
-def _image_metrics(
-    judged: Sequence[Judged], notes: list[str]
-) -> tuple[dict[str, float], dict[str, tuple[float, float]], dict[str, tuple[Float64, Float64]]]:
+def _figures(scored: _Scored, notes: list[str]) -> _Figures:
+    """Every metric that the labels and masks allow; `notes` grow by what they do not allow."""
+    figures = _image_metrics(scored.judged, notes)
+    _pixel_metrics(scored, figures, notes)
+    return figures
+
+
+def _image_metrics(judged: Sequence[Judged], notes: list[str]) -> _Figures:
     scores = np.array([row.result.score for row in judged])
     labels = np.array([row.label for row in judged])
     if len(set(labels.tolist())) < 2:
         kind = "normal" if labels[0] == NORMAL else "anomalous"
         notes.append(f"All test images are {kind}: AUROC, AP and F1 do not exist.")
-        return {}, {}, {}
+        return _Figures({}, {}, {})
     metrics = {
         "image_auroc": image_auroc(scores, labels),
         "image_ap": image_ap(scores, labels),
@@ -183,23 +211,18 @@ def _image_metrics(
         "image_ap": bootstrap_interval("image_ap", scores, labels),
         "image_f1_max": bootstrap_interval("image_f1_max", scores, labels),
     }
-    return metrics, intervals, {"roc": roc_curve(scores, labels)}
+    return _Figures(metrics, intervals, {"roc": roc_curve(scores, labels)})
 
 
-def _pixel_metrics(
-    judged: Sequence[Judged],
-    rois: Sequence[Bool | None],
-    metrics: dict[str, float],
-    curves: dict[str, tuple[Float64, Float64]],
-    notes: list[str],
-) -> None:
+def _pixel_metrics(scored: _Scored, figures: _Figures, notes: list[str]) -> None:
     """Add the pixel metrics where masks exist; say which images they leave out."""
+    judged = scored.judged
     with_mask = [row for row in judged if row.label == ANOMALOUS and row.mask is not None]
     if not with_mask or judged[0].map is None:
         return
     counted = [
         (row, roi)
-        for row, roi in zip(judged, rois, strict=True)
+        for row, roi in zip(judged, scored.rois, strict=True)
         if row.label == NORMAL or row.mask is not None
     ]
     if len(counted) < len(judged):
@@ -216,11 +239,12 @@ def _pixel_metrics(
     if any(roi is not None for _, roi in counted):
         inside = [np.ones_like(m) if r is None else r
                   for m, (_, r) in zip(masks, counted, strict=True)]  # fmt: skip
-    metrics["pixel_auroc"] = pixel_auroc(maps, masks, rois=inside)
-    metrics["pixel_ap"] = pixel_ap(maps, masks, rois=inside)
-    metrics["pixel_f1_max"] = pixel_f1_max(maps, masks, rois=inside)
-    metrics["aupro"] = aupro(maps, masks, rois=inside)
-    curves["pro"] = pro_curve(maps, masks, rois=inside, limit=0.3)
+    found = pixel_metrics(maps, masks, rois=inside, limit=0.3)
+    figures.metrics["pixel_auroc"] = found.auroc
+    figures.metrics["pixel_ap"] = found.ap
+    figures.metrics["pixel_f1_max"] = found.f1_max
+    figures.metrics["aupro"] = found.aupro
+    figures.curves["pro"] = found.pro_curve
 
 
 def _mask(row: Judged) -> Bool:
@@ -232,11 +256,15 @@ def _mask(row: Judged) -> Bool:
     mask = read_mask(row.mask, crop=row.crop)
     if mask.shape != geometry.original:
         raise DataError(
-            f"The mask {row.mask} is {mask.shape[0]} x {mask.shape[1]} pixels, its image "
+            f"The mask {_names(row.mask)} is {mask.shape[0]} x {mask.shape[1]} pixels, its image "
             f"{geometry.original[0]} x {geometry.original[1]}.",
             hint="Run `amiss check` on the data.",
         )
     return resize_mask(mask, geometry)
+
+
+def _names(mask: Path | tuple[Path, ...]) -> str:
+    return ", ".join(map(str, mask)) if isinstance(mask, tuple) else str(mask)
 
 
 def _operating_point(runtime: Runtime, judged: Sequence[Judged]) -> dict[str, Any]:
@@ -294,10 +322,7 @@ def add_evidence(detector: Detector, judged: Sequence[Judged]) -> None:
     files = detector.training_facts.get("files", [])
     root = Path(detector.training_facts.get("root") or "")
     records = [Record(row.path, row.label, crop=row.crop, roi=row.roi) for row in judged]
-    stream = ImageStream(
-        records, size=runtime.image_size, mode=runtime.resize, window=runtime.window
-    )
-    for batch in stream.batches(8):
+    for batch in image_stream(runtime, records).batches(BATCH):
         images, rois = to_tensors(batch.images, frame_rois(runtime, batch))
         found = detector.evidence(images, rois)
         if found is None:

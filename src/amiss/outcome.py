@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -9,17 +10,40 @@ from typing import Any
 import numpy as np
 
 from amiss.data.geometry import Geometry
-from amiss.types import Float32, Float64, ImageResult, Int64
+from amiss.types import Float32, Float64, ImageResult, Int64, Region
+
+
+class DeferredResult(ImageResult):
+    """An `ImageResult` whose regions are listed when they are first asked for.
+
+    Of thousands of judged images a report shows a few. `list_regions` is called at most once.
+    """
+
+    __slots__ = ("_regions", "list_regions")
+    list_regions: Callable[[], list[Region]] | None
+
+    @property
+    def regions(self) -> list[Region]:
+        """As in `ImageResult`."""
+        if self.list_regions is not None:
+            self.regions = self.list_regions()
+        return self._regions
+
+    @regions.setter
+    def regions(self, regions: list[Region]) -> None:
+        self._regions = regions
+        self.list_regions = None
 
 
 @dataclass(slots=True)
 class Judged:
     """One test image: the truth, the detector's decision and the evidence for it.
 
-    `result.anomaly_map` is dropped here; `map` (h, w) float32 is the map at the detector's input
-    size. `nearest` names the normal training image, and the patch of it, that the most anomalous
-    patch was compared with (methods with a memory bank): keys `path` (str), `box` (top, left,
-    bottom, right in pixels of that image), `distance` (float); None elsewhere.
+    `result.anomaly_map` is None here; `map` (h, w) float32 is the map at the detector's input
+    size. `mask` is the file of the truth, or several, as in `Record`. `nearest` names the normal
+    training image, and the patch of it, that the most anomalous patch was compared with (methods
+    with a memory bank): keys `path` (str), `box` (top, left, bottom, right in pixels of that
+    image), `distance` (float); None elsewhere.
     """
 
     path: Path
@@ -27,7 +51,7 @@ class Judged:
     kind: str | None
     result: ImageResult
     map: Float32 | None = None
-    mask: Path | None = None
+    mask: Path | tuple[Path, ...] | None = None
     crop: tuple[int, int, int, int] | None = None
     geometry: Geometry | None = None
     roi: Path | None = None

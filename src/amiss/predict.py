@@ -2,25 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Generator, Sequence
+from contextlib import closing
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from amiss.data.geometry import Geometry, inner_roi, resize_image, restore_map
 from amiss.data.images import load_array
-from amiss.data.stream import Batch, ImageStream
-from amiss.errors import ImageError
+from amiss.data.stream import Batch, OnError
 from amiss.metrics.region import region_list
-from amiss.runtime import Runtime, as_runtime
-from amiss.types import Bool, Float32, ImageResult, Record
+from amiss.runtime import Runtime, as_runtime, image_stream
+from amiss.types import Bool, Float32, ImageResult, Record, Region
+
+if TYPE_CHECKING:
+    from amiss.calibration import Calibration
 
 BATCH = 8
 
 
 def predict(detector: Any, images: Any) -> ImageResult | list[ImageResult]:
-    """Judge images with a fitted detector or a runtime.
+    """Judge images with a fitted detector or a runtime. The files of a list are read ahead and
+    judged in batches, arrays one at a time.
 
     Args:
         images: a path to an image, a uint8 array (H, W, 3) RGB or (H, W) gray, or a list of these.
@@ -35,13 +39,21 @@ def predict(detector: Any, images: Any) -> ImageResult | list[ImageResult]:
     """
     runtime = as_runtime(detector)
     if isinstance(images, (list, tuple)):
-        return [_one(runtime, image) for image in images]
-    return _one(runtime, images)
+        return _several(runtime, images)
+    return _several(runtime, [images])[0]
 
 
-def _one(runtime: Runtime, image: Any) -> ImageResult:
-    if isinstance(image, str | Path):
-        return next(iter(predict_records(runtime, [Record(Path(image))])))[1]
+def _several(runtime: Runtime, images: Sequence[Any]) -> list[ImageResult]:
+    """Files and arrays, mixed, in order."""
+    records = [Record(Path(image)) for image in images if isinstance(image, str | Path)]
+    with closing(predict_records(runtime, records)) as judged:
+        return [
+            next(judged)[1] if isinstance(image, str | Path) else _array(runtime, image)
+            for image in images
+        ]
+
+
+def _array(runtime: Runtime, image: Any) -> ImageResult:
     frame, geometry = resize_image(load_array(image), runtime.image_size, runtime.resize)
     roi = combine(runtime.roi, inner_roi(geometry))
     prediction = runtime(frame[None], None if roi is None else roi[None])
@@ -57,13 +69,10 @@ def predict_records(
     batch_size: int = BATCH,
     roi: Path | None = None,
     window: str | None = None,
-    on_error: Callable[[Record, ImageError], None] | None = None,
-) -> Iterator[tuple[Record, ImageResult]]:
+    on_error: OnError | None = None,
+) -> Generator[tuple[Record, ImageResult], None, None]:
     """Judge files in order, decoding ahead. Without `on_error` an unreadable file raises."""
-    stream = ImageStream(
-        records, size=runtime.image_size, mode=runtime.resize, roi=roi,
-        window=window or runtime.window, on_error=on_error,
-    )  # fmt: skip
+    stream = image_stream(runtime, records, roi=roi, window=window, on_error=on_error)
     for batch in stream.batches(batch_size):
         prediction = runtime(batch.images, frame_rois(runtime, batch))
         for row, index in enumerate(batch.indices):
@@ -92,15 +101,24 @@ def result(
 ) -> ImageResult:
     """The decision on one image; the map (h, w) is brought to the original size."""
     calibration = runtime.calibration
-    found = ImageResult(path, score, None, None)
-    if calibration is not None:
-        found.p_value = float(calibration.p_values([score])[0])
-        found.is_anomalous = score > calibration.threshold
+    found = ImageResult(path, score, *decide(calibration, score))
     if anomaly_map is not None:
         found.anomaly_map = restore_map(anomaly_map, geometry)
         if calibration is not None and calibration.pixel_threshold is not None:
             found.regions = region_list(found.anomaly_map, calibration.pixel_threshold)
     return found
+
+
+def list_regions(anomaly_map: Float32, geometry: Geometry, threshold: float) -> list[Region]:
+    """The regions above the pixel threshold of a map (h, w), in pixels of the original."""
+    return region_list(restore_map(anomaly_map, geometry), threshold)
+
+
+def decide(calibration: Calibration | None, score: float) -> tuple[float | None, bool | None]:
+    """The p-value of a raw score and whether it is anomalous; (None, None) without calibration."""
+    if calibration is None:
+        return None, None
+    return float(calibration.p_values([score])[0]), score > calibration.threshold
 
 
 def combine(one: Bool | None, other: Bool | None) -> Bool | None:

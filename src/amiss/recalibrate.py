@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 
 import numpy as np
 
 from amiss.calibration import Calibration, with_false_alarm_rate, with_labels, with_threshold
 from amiss.data.index import index
-from amiss.data.stream import ImageStream
 from amiss.errors import CalibrationError, DataError, LeakageError, OptionError
 from amiss.methods.base import Detector
 from amiss.predict import frame_rois
-from amiss.runtime import as_runtime
+from amiss.runtime import as_runtime, image_stream
 
 
 def recalibrate(
@@ -22,14 +22,17 @@ def recalibrate(
     threshold: float | None = None,
     policy: str | None = None,
     labelled: str | None = None,
+    roi: str | Path | None = None,
+    layout: str | None = None,
 ) -> Calibration:
     """Set and return a new calibration, by exactly one of the three ways.
 
     With `policy` ("f1", "recall" or "cost FP:FN"), the labelled images are remembered as seen:
-    `evaluate` leaves them out from then on.
+    `evaluate` leaves them out from then on. `roi` is one mask for all labelled images, white where
+    to look, unless an image has its own; `layout` is how they are laid out, as in `index`.
 
     Raises:
-        OptionError: none or several ways at once.
+        OptionError: none or several ways at once; labelled, roi or layout without a policy.
         CalibrationError: the detector has no calibration.
         LeakageError: the labelled images are among those the detector learned from.
     """
@@ -38,22 +41,33 @@ def recalibrate(
     ways = [way is not None for way in (max_false_alarm, threshold, policy)]
     if sum(ways) != 1:
         raise OptionError("Give one of max_false_alarm, threshold and policy.")
-    if labelled is not None and policy is None:
-        raise OptionError(
-            "labelled images have no use without a policy.", hint="Add policy, or leave them out."
-        )
+    for name, value in (("labelled", labelled), ("roi", roi), ("layout", layout)):
+        if value is not None and policy is None:
+            raise OptionError(
+                f"{name} is for labelled images, which have no use without a policy.",
+                hint=f"Add policy, or leave {name} out.",
+            )
     if max_false_alarm is not None:
         detector.calibration = with_false_alarm_rate(detector.calibration, max_false_alarm)
     elif threshold is not None:
         detector.calibration = with_threshold(detector.calibration, threshold)
     else:
         assert policy is not None
-        detector.calibration = _by_labels(detector, detector.calibration, policy, labelled)
+        detector.calibration = _by_labels(
+            detector, detector.calibration, policy, labelled,
+            roi=None if roi is None else Path(roi), layout=layout,
+        )  # fmt: skip
     return detector.calibration
 
 
 def _by_labels(
-    detector: Detector, calibration: Calibration, policy: str, labelled: str | None
+    detector: Detector,
+    calibration: Calibration,
+    policy: str,
+    labelled: str | None,
+    *,
+    roi: Path | None,
+    layout: str | None,
 ) -> Calibration:
     if labelled is None:
         raise OptionError(
@@ -61,13 +75,11 @@ def _by_labels(
             hint="Name them with labelled; they must be others than those you evaluate on.",
         )
     name, cost = _parse_policy(policy)
-    records = [r for r in index(labelled).records if r.label is not None]
+    records = [r for r in index(labelled, layout=layout).records if r.label is not None]
     if not records:
         raise DataError(f"{labelled} holds no labelled image.")
     runtime = as_runtime(detector)
-    stream = ImageStream(
-        records, size=runtime.image_size, mode=runtime.resize, window=runtime.window
-    )
+    stream = image_stream(runtime, records, roi=roi, digests=True)
     learned = {bytes(row) for row in detector.training_digests}
     scores: list[float] = []
     digests: list[bytes] = []

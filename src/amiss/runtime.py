@@ -5,14 +5,16 @@ What stands above (predict, evaluate, report, command line) knows only this.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
 from amiss.data.geometry import ResizeMode
+from amiss.data.stream import ImageStream, OnError
 from amiss.errors import ArtifactError
-from amiss.types import Bool, Float32, Prediction, UInt8
+from amiss.types import Bool, Float32, Prediction, Record, UInt8
 
 if TYPE_CHECKING:
     from amiss.calibration import Calibration
@@ -76,6 +78,25 @@ def as_runtime(detector: Any) -> Runtime:
         return TorchRuntime(detector)
     runtime: Runtime = detector
     return runtime
+
+
+def image_stream(
+    runtime: Runtime,
+    records: Sequence[Record],
+    *,
+    roi: Path | None = None,
+    window: str | None = None,
+    digests: bool = False,
+    on_error: OnError | None = None,
+) -> ImageStream:
+    """The images of some records as this runtime wants them; the options are `ImageStream`'s.
+
+    Without `window`, the intensity window is the one of the fit.
+    """
+    return ImageStream(
+        records, size=runtime.image_size, mode=runtime.resize, roi=roi,
+        window=window or runtime.window, digests=digests, on_error=on_error,
+    )  # fmt: skip
 
 
 def load(path: str | Path) -> Any:

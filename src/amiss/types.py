@@ -25,7 +25,8 @@ ANOMALOUS = 1
 class Record:
     """One image of a data set, not yet read.
 
-    `label` is 0 (normal), 1 (anomalous) or None (not known). `split` is "train", "test" or None
+    `label` is 0 (normal), 1 (anomalous) or None (not known). `mask` is the file of the truth, or
+    several files whose union it is (one per defect of a strip). `split` is "train", "test" or None
     (the set does not say). `kind` names the defect, or the kind of normal ("good"). `crop` cuts the
     file to (top, left, height, width) in pixels of the file, for strips that are cut into squares.
     `roi` points to a mask whose positive pixels are to be looked at; None looks at all of them.
@@ -33,11 +34,18 @@ class Record:
 
     path: Path
     label: int | None = None
-    mask: Path | None = None
+    mask: Path | tuple[Path, ...] | None = None
     split: str | None = None
     kind: str | None = None
     roi: Path | None = None
     crop: tuple[int, int, int, int] | None = None
+
+    @property
+    def masks(self) -> tuple[Path, ...]:
+        """The files of `mask`: none, one or several."""
+        if self.mask is None:
+            return ()
+        return self.mask if isinstance(self.mask, tuple) else (self.mask,)
 
 
 class Prediction(NamedTuple, Generic[ArrayT]):

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from amiss.data import index
-from amiss.errors import DataError, MissingDependencyError, OptionError
+from amiss.data import check, index, read_mask
+from amiss.errors import DataError, ImageError, MissingDependencyError, OptionError
 from amiss.types import ANOMALOUS
 
 
@@ -85,9 +85,46 @@ def test_aitex(tmp_path):
     ]
     chosen = {r.crop[1]: r.mask.name for r in dataset.test if r.mask and "0002" in r.mask.name}
     assert chosen == {0: "0002_019_01_mask1.png", 32: "0002_019_01_mask2.png"}
+    assert all(isinstance(r.mask, Path) for r in dataset.test if r.label == ANOMALOUS)
     assert "1 defect strips have no mask" in dataset.describe()
     assert "0100_025_08.png" in dataset.describe()
     assert len({dataset.key(r) for r in dataset.records}) == len(dataset.records)
+
+
+def make_strip_with_two_masks(root: Path) -> None:
+    """One strip of four squares: the first mask hits squares 0 and 1, the second 1 and 2."""
+    make(root, "NODefect_images/2306/000{2}.png", size=(16, 64))
+    make(root, "Defect_images/0002_019_01.png", size=(16, 64))
+    for number, columns in (("1", slice(12, 20)), ("2", slice(28, 34))):
+        mask = np.zeros((16, 64), np.uint8)
+        mask[4:7, columns] = 255
+        path = root / f"Mask_images/0002_019_01_mask{number}.png"
+        path.parent.mkdir(exist_ok=True)
+        Image.fromarray(mask).save(path)
+
+
+def test_aitex_joins_the_masks_of_a_strip(tmp_path):
+    make_strip_with_two_masks(tmp_path)
+    dataset = index(tmp_path)
+    squares = {r.crop[1] // 16: r for r in dataset.test if "Defect_images" in r.path.parts}
+    assert [squares[i].label for i in range(4)] == [1, 1, 1, 0]
+    names = [tuple(mask.name[-9:-4] for mask in squares[i].masks) for i in range(4)]
+    assert names == [("mask1",), ("mask1", "mask2"), ("mask2",), ()]
+    truth = read_mask(squares[1].mask, crop=squares[1].crop)
+    expected = np.zeros((16, 16), dtype=bool)
+    expected[4:7, :4] = expected[4:7, 12:] = True
+    assert np.array_equal(truth, expected)
+    assert dataset.counts()["test"]["masks"] == 3 and not dataset.spare_masks
+    assert not [f for f in check(dataset).findings if f.code.startswith("mask-")]
+
+
+def test_masks_of_one_image_that_differ_in_size_are_a_named_error(tmp_path):
+    make(tmp_path, "a.png", size=(6, 8), value=255)
+    make(tmp_path, "b.png", size=(6, 9), value=255)
+    with pytest.raises(ImageError, match=r"b\.png: is 6 x 9 pixels, and .*a\.png.* 6 x 8"):
+        read_mask((tmp_path / "a.png", tmp_path / "b.png"))
+    with pytest.raises(ImageError, match="empty list"):
+        read_mask(())
 
 
 def make_elpv(root: Path) -> None:

@@ -81,6 +81,16 @@ def test_digests_tell_content_and_crop(tmp_path, rgb):
     assert np.array_equal(batch.images[4], resize_image(rgb[:9, 9:18], (8, 8))[0])
 
 
+def test_without_digests_batches_hold_none(tmp_path):
+    records = make_set(tmp_path)
+    asked = list(ImageStream(records, size=(8, 8)).batches(3))
+    plain = list(ImageStream(records, size=(8, 8), digests=False).batches(3))
+    assert [batch.digests for batch in plain] == [[], [], []]
+    assert [len(batch.digests) for batch in asked] == [3, 3, 1]
+    for one, other in zip(asked, plain, strict=True):
+        assert np.array_equal(one.images, other.images)
+
+
 def test_unreadable_images_raise_or_are_reported_in_order(tmp_path):
     records = make_set(tmp_path)
     records[2].path.write_bytes(b"")

@@ -59,7 +59,7 @@ def check(
     paths = list(dict.fromkeys(record.path for record in dataset.records))
     look = partial(look_at_image, window=window)
     images = look_at_all(look, paths, "images", workers, progress)
-    mask_paths = list(dict.fromkeys(r.mask for r in dataset.records if r.mask is not None))
+    mask_paths = list(dict.fromkeys(mask for r in dataset.records for mask in r.masks))
     masks = look_at_all(look_at_mask, mask_paths, "masks", workers, progress)
     found = _unreadable(images)
     found += _mask_findings(dataset, images, masks)
@@ -111,7 +111,7 @@ def _mask_findings(
     dataset: Dataset, images: dict[Path, ImageLook], masks: dict[Path, MaskLook]
 ) -> list[Finding]:
     """Masks missing, spare, unreadable, of another size, empty, of several values, on normals."""
-    paired = [(r, masks[r.mask]) for r in dataset.records if r.mask is not None]
+    paired = [(r, masks[mask]) for r in dataset.records for mask in r.masks]
     readable = [(record, mask) for record, mask in paired if mask.error is None]
     judged = [r for r in dataset.test if r.label == ANOMALOUS]
     missing = [r.path for r in judged if r.mask is None] if dataset.has_masks else []

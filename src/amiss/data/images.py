@@ -68,16 +68,23 @@ def read_image(
     return pixels if pixels.ndim == 3 else np.repeat(pixels[:, :, None], 3, axis=2)
 
 
-def read_mask(path: str | Path, *, crop: Crop | None = None, max_pixels: int = MAX_PIXELS) -> Bool:
-    """The mask in a file, (H, W) bool, upright; True is positive.
+def read_mask(
+    path: str | Path | tuple[Path, ...],
+    *,
+    crop: Crop | None = None,
+    max_pixels: int = MAX_PIXELS,
+) -> Bool:
+    """The mask in a file, (H, W) bool, upright; True is positive. Of several files, the union.
 
     One rule by the largest value m of the file, so that 0/1, 0/255 and 0/65535 masks all work and
     blurred or JPEG-compressed edges are cut in their middle:
     m <= 1: above 0.5; 128 <= m <= 255: above 127; 32768 <= m: above 32767. Any other m is an
     error, since it may be a map of class numbers. Of several channels the largest counts.
 
-    Raises ImageError like `read_image`.
+    Raises ImageError like `read_image`, and for several files of different sizes.
     """
+    if isinstance(path, tuple):
+        return _union(path, [read_mask(one, crop=crop, max_pixels=max_pixels) for one in path])
     values = read_mask_values(path, max_pixels=max_pixels)
     limit = mask_limit(float(values.max()))
     if limit is None:
@@ -86,6 +93,22 @@ def read_mask(path: str | Path, *, crop: Crop | None = None, max_pixels: int = M
             hint="Write defect pixels as 255 and all others as 0.",
         )
     return _cut(values, crop, path) > limit
+
+
+def _union(paths: tuple[Path, ...], masks: list[Bool]) -> Bool:
+    """Where any of several masks of one image is positive, (H, W) bool."""
+    if not masks:
+        raise ImageError("An image names an empty list of masks.", hint="Use None for no mask.")
+    first = masks[0].shape
+    for path, mask in zip(paths, masks, strict=True):
+        if mask.shape != first:
+            raise ImageError(
+                f"{path}: is {mask.shape[0]} x {mask.shape[1]} pixels, and {paths[0]}, of the same "
+                f"image, {first[0]} x {first[1]}.",
+                hint="All masks of an image have its height and width.",
+            )
+    union: Bool = np.logical_or.reduce(masks)
+    return union
 
 
 def mask_limit(largest: float) -> float | None:

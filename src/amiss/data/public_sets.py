@@ -6,8 +6,6 @@ import csv
 import importlib.util
 from pathlib import Path
 
-import numpy as np
-
 from amiss.data.images import Crop, read_mask, stored_size
 from amiss.data.layouts import Choices, Found
 from amiss.data.tables import read_text
@@ -82,10 +80,10 @@ def read_head_ct(tree: Tree, choices: Choices) -> Found | None:
 def read_aitex(tree: Tree, choices: Choices) -> Found | None:
     """AITEX: fabric strips, cut into squares of the strip's height.
 
-    A square of a strip with defects is anomalous when its mask has a positive pixel there. One
-    without is normal and goes to the test split: its strip was not meant for training, and such
-    squares are the hardest normals there are. A strip without a mask is left out, since nobody
-    knows which of its squares are normal.
+    A square of a strip with defects is anomalous when one of the strip's masks has a positive pixel
+    there, and all that have one make up its truth. A square without is normal and goes to the test
+    split: its strip was not meant for training, and such squares are the hardest normals there are.
+    A strip without a mask is left out, since nobody knows which of its squares are normal.
     """
     normal, defect = tree.under("nodefect_images"), tree.under("defect_images")
     if not normal:
@@ -143,10 +141,10 @@ def _defect_squares(path: Path, mask_paths: list[Path]) -> list[Record]:
     records = []
     for crop in _squares(path) or []:
         top, left, height, width = crop
-        areas = [mask[top : top + height, left : left + width].sum() for _, mask in masks]
-        best = int(np.argmax(areas))
-        if areas[best]:
-            records.append(Record(path, ANOMALOUS, masks[best][0], "test", kind, crop=crop))
+        hit = [file for file, mask in masks if mask[top : top + height, left : left + width].any()]
+        if hit:
+            truth = hit[0] if len(hit) == 1 else tuple(hit)
+            records.append(Record(path, ANOMALOUS, truth, "test", kind, crop=crop))
         else:
             records.append(Record(path, NORMAL, None, "test", "good", crop=crop))
     return records

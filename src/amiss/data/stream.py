@@ -46,7 +46,7 @@ class Batch:
 
     `images` (B, h, w, 3) uint8. `rois` (B, h, w) bool, True where to look; None when that is
     everywhere. `indices` (B,) int64 into the records. `digests`: 8 bytes per image that tell
-    whether two images came from the same file content and crop.
+    whether two images came from the same file content and crop; empty when nobody asked for them.
     """
 
     images: UInt8
@@ -88,6 +88,8 @@ class ImageStream:
 
     `size` is (height, width) of the frames. `roi` is one mask for all images; a record's own wins.
     A mask of another size than the image is scaled to it when the aspects agree within 1 %.
+    `digests`: whether batches say which images have the same content, which takes a hash of every
+    file.
     `workers`: threads, by default the usable cores, at most 8. Without `on_error`, an unreadable
     image ends the iteration with its ImageError; with it, the image is reported, from the
     consumer's thread and in order, and left out.
@@ -103,6 +105,7 @@ class ImageStream:
     mode: ResizeMode = "squash"
     roi: Path | None = None
     window: Window | str | None = "percentile"
+    digests: bool = True
     workers: int | None = None
     on_error: OnError | None = None
     _rois: dict[Path, Bool] = field(default_factory=dict, init=False, repr=False)
@@ -194,7 +197,8 @@ class ImageStream:
                 continue
             frame = np.zeros((*self.size, 3), np.uint8)
             fill_frame(frame, part, geometry)
-            items.append(_Item(index, frame, roi, geometry, digest(data, record.crop)))
+            content = digest(data, record.crop) if self.digests else b""
+            items.append(_Item(index, frame, roi, geometry, content))
         return items
 
     def _roi(self, record: Record, file_size: Size, geometry: Geometry) -> Bool | None:
@@ -233,7 +237,7 @@ class ImageStream:
             rois=rois,
             indices=np.array([item.number for item in items], dtype=np.int64),
             geometries=[item.geometry for item in items if item.geometry is not None],
-            digests=[item.digest for item in items],
+            digests=[item.digest for item in items] if self.digests else [],
         )
 
 

@@ -17,7 +17,14 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from amiss.errors import MemoryLimitError
-from amiss.learning.held_out import HeldOut, Judge, cross_conformal, leave_one_out, score_held_out
+from amiss.learning.held_out import (
+    HeldOut,
+    Judge,
+    cross_conformal,
+    draw_held_out,
+    leave_one_out,
+    score_held_out,
+)
 from amiss.learning.normals import Normals, to_tensors
 from amiss.learning.partial import Partial
 from amiss.memory.bank import Bank, MemoryBank
@@ -103,7 +110,8 @@ class BankLearner:
             held_out = self._over_folds(store, inside, group, folds, run)
         else:
             others = LeaveOneOut(store.flat, chosen, flat_inside, group)
-            held_out = self._leaving_out(store, others, run)
+            judge = self._judge(store, lambda i: others.without(i, self.num_neighbors))
+            held_out = leave_one_out(group, judge, run)
         return LearnedBank(bank, facts, held_out)
 
     def _embedded(
@@ -140,15 +148,14 @@ class BankLearner:
         bank.tabulate()
         return bank
 
-    def _leaving_out(self, store: Embeddings, others: LeaveOneOut, run: Run) -> HeldOut:
-        """Score every image with the bank that the others make."""
+    def _judge(self, store: Embeddings, bank_for: Callable[[int], Bank]) -> Judge:
+        """How to score an image with the bank that others make for it."""
 
         def judge(i: int) -> tuple[Prediction[Tensor], Tensor | None]:
-            bank = others.without(i, self.num_neighbors)
             roi = store.rois.get(i)
-            return self.score(bank, store.patches[i : i + 1], roi), roi
+            return self.score(bank_for(i), store.patches[i : i + 1], roi), roi
 
-        return leave_one_out(others.group, judge, run)
+        return judge
 
     def _over_folds(
         self, store: Embeddings, inside: Bool, group: Int64, folds: int, run: Run
@@ -160,12 +167,7 @@ class BankLearner:
             others = (inside & images[:, None]).reshape(-1)
             chosen = self.selection.choose(store.flat, others)
             bank = self._bank(store.flat, chosen, others, quiet)
-
-            def judge(i: int) -> tuple[Prediction[Tensor], Tensor | None]:
-                roi = store.rois.get(i)
-                return self.score(bank, store.patches[i : i + 1], roi), roi
-
-            return judge
+            return self._judge(store, lambda _: bank)
 
         return cross_conformal(group, folds, run, learn)
 
@@ -176,8 +178,7 @@ class BankLearner:
                 hint="Leave the option out, or raise max_memory.",
             )
         n = len(images)
-        order = np.random.default_rng(run.seed).permutation(n)
-        held_out = np.sort(order[: max(n // 5, min(1, n - 1))])
+        held_out = draw_held_out([r.path for r in images.stream.records], run.seed)
         bank, facts = self._reduce(images, np.setdiff1d(np.arange(n), held_out), run, plan)
 
         def model(x: Tensor, roi: Tensor | None) -> Prediction[Tensor]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -17,6 +18,7 @@ from amiss.types import Bool, Float64, Int64, Prediction
 Judge = Callable[[int], tuple[Prediction[Tensor], Tensor | None]]
 """Number of an image -> its prediction (B = 1) and its region of interest (1, H, W) or None."""
 
+_HELD_OUT = 5  # one image in so many is held out where it cannot be left out later
 _CHUNK = 16  # images judged between two reports of progress
 
 
@@ -40,6 +42,27 @@ class _Row(NamedTuple):
     score: float
     peak: float | None
     middle: float | None
+
+
+def draw_held_out(files: Sequence[Path], seed: int) -> Int64:
+    """The numbers (k,) of about a fifth of n images, drawn at random and ascending.
+
+    Cuts of one file stay on one side, or they would vouch for each other. At most a fifth of the
+    images is drawn, but at least one file; of a single file nothing, as it would be all there is.
+    """
+    number: dict[Path, int] = {}
+    group = np.array([number.setdefault(file, len(number)) for file in files], dtype=np.int64)
+    size = np.bincount(group)
+    order = np.random.default_rng(seed).permutation(len(size))
+    drawn: list[int] = []
+    room = len(files) // _HELD_OUT
+    for one in order:
+        if size[one] <= room:
+            drawn.append(int(one))
+            room -= int(size[one])
+    if not drawn and len(size) > 1:
+        drawn.append(int(order[np.argmin(size[order])]))
+    return np.flatnonzero(np.isin(group, drawn))
 
 
 def leave_one_out(group: Int64, judge: Judge, run: Run) -> HeldOut:

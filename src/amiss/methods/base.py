@@ -47,7 +47,7 @@ class Detector(nn.Module, ABC):
         self.training_digests: UInt8 = np.empty((0, 8), dtype=np.uint8)
         # Labelled images that a threshold was chosen on: seen too, though not learned from.
         self.labelled_digests: UInt8 = np.empty((0, 8), dtype=np.uint8)
-        self.metrics: dict[str, float] = {}  # of the last evaluation that was stored
+        self.metrics: dict[str, Any] = {}  # of the last evaluation that was stored
         self.roi: Tensor | None = None  # (h, w) bool, the one mask given at fit
 
     # --- what a method writes ----------------------------------------------------------------

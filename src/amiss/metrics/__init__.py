@@ -12,10 +12,12 @@ from amiss.metrics.image import (
     image_f1_max,
     roc_curve,
 )
+from amiss.metrics.localization import PixelMetrics, pixel_metrics
 from amiss.metrics.pixel import pixel_ap, pixel_auroc, pixel_f1_max
 from amiss.metrics.region import aupro, label_regions, pro_curve, region_list
 
 __all__ = [
+    "PixelMetrics",
     "aupro",
     "bootstrap_interval",
     "f1_max_threshold",
@@ -26,6 +28,7 @@ __all__ = [
     "pixel_ap",
     "pixel_auroc",
     "pixel_f1_max",
+    "pixel_metrics",
     "pro_curve",
     "region_list",
     "roc_curve",

@@ -48,10 +48,7 @@ def pixel_auroc(maps: Stack, masks: Stack, *, rois: Stack | None = None) -> floa
     or there is no defect pixel or no other pixel.
     """
     pool = PixelPool(maps, masks, rois)
-    twice = 0  # of the number of (defect, ok) pairs in the right order; a Python int: exact
-    for steps in _defect_steps(pool):
-        below = pool.ok - steps.above - steps.equal
-        twice += int((steps.defects * (2 * below + steps.equal)).sum())
+    twice = sum(steps.twice_ordered(pool.ok) for steps in _defect_steps(pool))
     return twice / (2 * pool.ok * pool.defects)
 
 
@@ -62,10 +59,7 @@ def pixel_ap(maps: Stack, masks: Stack, *, rois: Stack | None = None) -> float:
     range, memory and errors are those of `pixel_auroc`.
     """
     pool = PixelPool(maps, masks, rois)
-    total = 0.0
-    for steps in _defect_steps(pool):
-        total += float((steps.defects * (steps.tp / (steps.tp + steps.above + steps.equal))).sum())
-    return total / pool.defects
+    return sum(steps.precision() for steps in _defect_steps(pool)) / pool.defects
 
 
 def pixel_f1_max(maps: Stack, masks: Stack, *, rois: Stack | None = None) -> float:
@@ -74,24 +68,35 @@ def pixel_f1_max(maps: Stack, masks: Stack, *, rois: Stack | None = None) -> flo
     Arguments, range, memory and errors are those of `pixel_auroc`.
     """
     pool = PixelPool(maps, masks, rois)
-    best = 0.0
     # A threshold no defect pixel sits on adds only false alarms to the one above it.
-    for steps in _defect_steps(pool):
-        predicted = steps.tp + steps.above + steps.equal
-        best = max(best, float((2 * steps.tp / (predicted + pool.defects)).max()))
-    return best
+    return max(steps.best_f1(pool.defects) for steps in _defect_steps(pool))
 
 
-class _Steps(NamedTuple):
-    """Thresholds that defect pixels sit on. The counts are of pixels, each (n,) int64."""
+class Steps(NamedTuple):
+    """Thresholds that defect pixels sit on, n >= 1. The counts are of pixels, each (n,) int64."""
 
     defects: Int64  # defect pixels that this entry stands for
     tp: Int64  # defect pixels at or above the threshold
     above: Int64  # other pixels above it
     equal: Int64  # other pixels at it
 
+    def twice_ordered(self, ok: int) -> int:
+        """Twice the pairs of one of these defect pixels and one of all `ok` other pixels that are
+        in the right order; ties count half. A Python int, and so is their sum: exact."""
+        below = ok - self.above - self.equal
+        return int((self.defects * (2 * below + self.equal)).sum())
 
-def _defect_steps(pool: PixelPool) -> Iterator[_Steps]:
+    def precision(self) -> float:
+        """The precision at the threshold, summed over these defect pixels."""
+        return float((self.defects * (self.tp / (self.tp + self.above + self.equal))).sum())
+
+    def best_f1(self, defects: int) -> float:
+        """The best F1 at one of these thresholds, of all `defects` pixels."""
+        predicted = self.tp + self.above + self.equal
+        return float((2 * self.tp / (predicted + defects)).max())
+
+
+def _defect_steps(pool: PixelPool) -> Iterator[Steps]:
     """Every defect pixel once, with the counts at its score."""
     ok_before = defect_before = 0
     for low, high in pool.ranges(defects_too=True):
@@ -102,10 +107,10 @@ def _defect_steps(pool: PixelPool) -> Iterator[_Steps]:
             queries = defect.values[start : start + _QUERIES]
             above, equal = ok.rank(queries)
             tp_above, tp_equal = defect.rank(queries)
-            yield _Steps(np.ones_like(above), tp_above + tp_equal, above, equal)
+            yield Steps(np.ones_like(above), tp_above + tp_equal, above, equal)
         if defect.at_low:  # they were counted, not gathered: one entry stands for all
             above, equal = ok.rank(np.array([low], dtype=ok.values.dtype))
-            yield _Steps(np.array([defect.at_low]), np.array([defect.end]), above, equal)
+            yield Steps(np.array([defect.at_low]), np.array([defect.end]), above, equal)
         del ok, defect  # or they would be held while the next range is gathered
 
 

@@ -110,7 +110,7 @@ def aupro(maps: Stack, masks: Stack, limit: float = 0.3, *, rois: Stack | None =
 
     Arguments, memory and errors are those of `pixel_auroc`; `limit` lies in (0, 1]. Returns [0, 1].
     """
-    _check_limit(limit)
+    check_limit(limit)
     pool = PixelPool(maps, masks, rois)
     budget = limit * pool.ok  # the limit in pixels
     area, regions, before = 0.0, 0, 0
@@ -118,12 +118,12 @@ def aupro(maps: Stack, masks: Stack, limit: float = 0.3, *, rois: Stack | None =
     for low, high in pool.ranges(share=min(1.0, 1.01 * limit + 0.001)):
         ok = pool.ranked(low, high, defect=False, before=before)
         regions = 0
-        for scores, weights, found in _defects(pool):
+        for scores, weights, found in defect_batches(pool):
             regions += found
             here = np.flatnonzero((scores >= low) & (scores < high))
             order = here[np.argsort(scores[here])]  # ascending queries are found fastest
             above, equal = ok.rank(scores[order])
-            area += float((weights[order] * _share_right_of(above, equal, budget)).sum())
+            area += float((weights[order] * share_right_of(above, equal, budget)).sum())
         before = ok.end
         del ok  # or it would be held while the next range is gathered
         if before >= budget:
@@ -131,7 +131,7 @@ def aupro(maps: Stack, masks: Stack, limit: float = 0.3, *, rois: Stack | None =
     return min(1.0, area / (budget * regions))  # 1 / n summed n times may round above 1
 
 
-def _share_right_of(above: Int64, equal: Int64, budget: float) -> Float64:
+def share_right_of(above: Int64, equal: Int64, budget: float) -> Float64:
     """Integral from 0 to `budget` of a step that begins at `above` and is full at above + equal.
 
     The step is a straight line where other pixels share the score: the curve has no point inside
@@ -153,9 +153,9 @@ def pro_curve(
     the curve divided by `limit` is `aupro`. Takes up to 200 bytes for each defect pixel. Arguments
     and errors are those of `aupro`.
     """
-    _check_limit(limit)
+    check_limit(limit)
     pool = PixelPool(maps, masks, rois)
-    batches = list(_defects(pool))
+    batches = list(defect_batches(pool))
     scores = np.concatenate([batch[0] for batch in batches])
     weights = np.concatenate([batch[1] for batch in batches])
     regions = sum(batch[2] for batch in batches)
@@ -174,11 +174,22 @@ def pro_curve(
     above, equal = np.concatenate(pieces, axis=1)  # (2, T), by descending score
     pro = np.cumsum(np.add.reduceat(weights, first)[::-1]) / regions
     pro[-1] = 1.0  # but for rounding
+    return curve_through(above / pool.ok, (above + equal) / pool.ok, pro, limit)
+
+
+def curve_through(
+    begin: Float64, end: Float64, pro: Float64, limit: float
+) -> tuple[Float64, Float64]:
+    """The PRO curve (fpr (P,), pro (P,)) that rises from `begin` to `end` (T,), rates of false
+    positives in ascending order, to the level `pro` (T,), cut at `limit`.
+
+    Behind the last step the curve is level.
+    """
     # two points for each distinct score: before its step and after it
-    fpr = np.stack([above, above + equal], axis=1).ravel() / pool.ok
+    fpr = np.stack([begin, end], axis=1).ravel()
     level = np.repeat(np.concatenate([[0.0], pro]), 2)[1:-1]
     fpr = np.concatenate([[0.0], fpr, [1.0]])
-    level = np.concatenate([[0.0], level, [1.0]])
+    level = np.concatenate([[0.0], level, pro[-1:] if len(pro) else [0.0]])
     return _up_to(fpr, np.minimum(level, 1.0), limit)
 
 
@@ -195,7 +206,7 @@ def _up_to(fpr: Float64, pro: Float64, limit: float) -> tuple[Float64, Float64]:
     return fpr[new], pro[new]
 
 
-def _defects(pool: PixelPool) -> Iterator[tuple[Scores, Float64, int]]:
+def defect_batches(pool: PixelPool) -> Iterator[tuple[Scores, Float64, int]]:
     """All defect pixels in batches: scores (n,), weights 1 / region size (n,), regions found."""
     scores: list[Scores] = []
     weights: list[Float64] = []
@@ -261,7 +272,7 @@ def _connect(count: int, one: Int64, other: Int64) -> Int64:
             parent, grandparent = grandparent, grandparent[grandparent]
 
 
-def _check_limit(limit: float) -> None:
+def check_limit(limit: float) -> None:
     if not 0.0 < limit <= 1.0:
         raise MetricError(
             f"limit is {limit}.", hint="Give a false-positive rate in (0, 1]; 0.3 is usual."
