@@ -33,8 +33,16 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("amiss.data", "amiss.nn", "amiss.memory", "amiss.metrics"),
     ("amiss.options", "amiss.learning", "amiss.training"),
     ("amiss.methods",),
-    ("amiss.calibration", "amiss.artifact", "amiss.runtime", "amiss.export", "amiss.outcome"),
-    ("amiss.predict", "amiss.evaluation", "amiss.fit", "amiss.recalibrate"),
+    (
+        "amiss.calibration",
+        "amiss.artifact",
+        "amiss.exported_file",
+        "amiss.engines",
+        "amiss.runtime",
+        "amiss.export",
+        "amiss.outcome",
+    ),
+    ("amiss.predict", "amiss.evaluation", "amiss.fit", "amiss.recalibrate", "amiss.frames"),
     ("amiss.report", "amiss.serve", "amiss.cluster"),
     (
         "amiss.console",
@@ -44,6 +52,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "amiss.watch",
         "amiss.cli",
         "amiss.cli_fit",
+        "amiss.cli_export",
     ),
 )
 
@@ -53,6 +62,7 @@ DOORS = {
     ("amiss.methods.base", "amiss.fit"),
     ("amiss.methods.base", "amiss.predict"),
     ("amiss.methods.base", "amiss.artifact"),
+    ("amiss.engines", "amiss.predict"),
 }
 
 
@@ -196,6 +206,7 @@ def test_the_public_names_are_exactly_these() -> None:
         "load",
         "memory",
         "metrics",
+        "predict_frames",
     ]
     assert dir(amiss) == sorted(amiss.__all__)
     for name in amiss.__all__:

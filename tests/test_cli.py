@@ -5,14 +5,18 @@ from __future__ import annotations
 import csv
 import io
 import json
-import select
+import os
 import shutil
 import signal
 import subprocess
 import sys
+import threading
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -21,7 +25,9 @@ from amiss.artifact import read_manifest
 from amiss.console import parse_memory, parse_size
 from amiss.errors import OptionError
 from amiss.methods import METHODS, method_class
-from commands import TINY_FLAGS, amiss
+from amiss.watch import Stopper
+from commands import TINY_FLAGS, Outcome, amiss
+from made_images import textures
 
 Capture = pytest.CaptureFixture[str]
 
@@ -104,8 +110,21 @@ def test_fit_prints_one_object_with_json(labelled: Path, tmp_path: Path, capsys:
     assert told.json["method"] == "patchcore"
     assert told.json["calibration"]["max_false_alarm"] == 0.2
     assert told.json["seconds"] > 0 and told.json["peak_memory_mib"] > 0
+    said = "\n".join(told.json["notes"])
+    for words in ("MVTec", "memory: about"):
+        assert words in said
     manifest = read_manifest(output)
     assert manifest["config"]["coreset_size"] == 50 and manifest["training"]["seed"] == 3
+
+
+def test_what_an_approximate_search_reached_is_among_the_notes(
+    normals: Path, tmp_path: Path, capsys: Capture
+) -> None:
+    told = amiss(
+        capsys, "fit", "patchcore", normals, "-o", tmp_path / "part.amiss", *TINY_FLAGS, "--json",
+        "--search", "approximate",
+    )  # fmt: skip
+    assert told.status == 0 and "recall@1" in "\n".join(told.json["notes"])
 
 
 def test_every_option_can_be_set_by_its_flag(
@@ -247,25 +266,138 @@ def test_predict_writes_tables_and_heat_maps(
 def test_predict_watches_a_folder_until_it_is_told_to_stop(
     artifact: Path, labelled: Path, tmp_path: Path
 ) -> None:
-    inbox = tmp_path / "inbox"
+    inbox, lines = tmp_path / "inbox", tmp_path / "out.jsonl"
     inbox.mkdir()
     code = "import sys; from amiss.cli import main; main(sys.argv[1:])"
-    lines = tmp_path / "out.jsonl"
     arguments = ["predict", str(artifact), "--watch", str(inbox), "--jsonl", str(lines)]
     with subprocess.Popen(
-        [sys.executable, "-c", code, *arguments], stdout=subprocess.PIPE, text=True
-    ) as process:
-        assert process.stdout is not None
-        # What lies there when it begins to look is not new: keep copying until one is seen.
-        for i in range(60):
-            shutil.copy(labelled / "test" / "scratch" / "000.png", inbox / f"new{i}.png")
-            if select.select([process.stdout], [], [], 0.5)[0]:
-                break
+        [sys.executable, "-c", code, *arguments],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    ) as process:  # fmt: skip
+        assert process.stdout is not None and process.stderr is not None
+        assert "Watching" in process.stderr.readline()
+        shutil.copy(labelled / "test" / "scratch" / "000.png", inbox / "new.png")
         first = process.stdout.readline()
+        kept = lines.read_text()  # while it still runs
         process.send_signal(signal.SIGTERM)
         assert process.wait(timeout=20) == 0
-    assert first.startswith("ANOMALOUS") and "new" in first
-    assert json.loads(lines.read_text().splitlines()[0])["is_anomalous"] is True
+        said = process.stderr.read()
+    assert first.startswith("ANOMALOUS") and "new.png" in first
+    assert json.loads(kept)["is_anomalous"] is True
+    assert "1 images, 1 anomalous (p50" in said and "Traceback" not in said
+
+
+def watch_while(
+    work: Callable[[Path], None], capsys: Capture, artifact: Path, inbox: Path, *flags: object
+) -> Outcome:
+    """`amiss predict --watch` in this process while `work` puts files into the folder; then, unless
+    it has ended by itself, it is told to stop."""
+    inbox.mkdir(exist_ok=True)
+    failures: list[BaseException] = []
+
+    def put() -> None:
+        try:
+            work(inbox)
+        except BaseException as error:
+            failures.append(error)
+        finally:
+            if signal.getsignal(signal.SIGINT) != before:
+                os.kill(os.getpid(), signal.SIGINT)
+
+    before = signal.getsignal(signal.SIGINT)
+    thread = threading.Thread(target=put)
+    original = Stopper.__enter__
+
+    def begin(stopper: Stopper) -> Stopper:
+        original(stopper)
+        thread.start()
+        return stopper
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Stopper, "__enter__", begin)
+        told = amiss(capsys, "predict", artifact, "--watch", inbox, *flags)
+    thread.join(10)
+    assert not failures and signal.getsignal(signal.SIGINT) == before
+    return told
+
+
+def wait_for(holds: Callable[[], bool]) -> None:
+    end = time.monotonic() + 20
+    while not holds():
+        assert time.monotonic() < end, "it never came about"
+        time.sleep(0.01)
+
+
+def lines_in(path: Path) -> int:
+    return len(path.read_text().splitlines()) if path.exists() else 0
+
+
+def test_a_watch_goes_on_after_broken_files_and_judges_rewritten_ones(
+    artifact: Path, labelled: Path, tmp_path: Path, capsys: Capture
+) -> None:
+    good, bad = labelled / "test" / "good" / "000.png", labelled / "test" / "scratch" / "000.png"
+    lines, table, heat = tmp_path / "o.jsonl", tmp_path / "o.csv", tmp_path / "heat"
+
+    def work(inbox: Path) -> None:
+        (inbox / "cut.png").write_bytes(good.read_bytes()[:200])
+        (inbox / "text.png").write_text("no image")
+        shutil.copyfile(good, inbox / "part.png")
+        wait_for(lambda: lines_in(lines) == 1)
+        shutil.copyfile(bad, inbox / "part.png")
+        wait_for(lambda: lines_in(lines) == 2)
+        time.sleep(0.7)  # for the second look at the broken ones
+
+    told = watch_while(
+        work, capsys, artifact, tmp_path / "inbox", "--jsonl", lines, "--csv", table,
+        "--heatmaps", heat,
+    )  # fmt: skip
+    assert told.status == 0
+    first, second = (json.loads(line) for line in lines.read_text().splitlines())
+    assert first["path"] == second["path"] and first["score"] < second["score"]
+    assert second["is_anomalous"] is True and lines_in(table) == 3
+    assert {path.name for path in heat.iterdir()} == {"part.heat.png", "part.2.heat.png"}
+    assert told.err.count("skipped: ") == 2 and "2 images" in told.err.splitlines()[-1]
+    assert "2 skipped" in told.err.splitlines()[-1]
+
+
+def test_a_watch_with_json_prints_the_summary_alone(
+    artifact: Path, labelled: Path, tmp_path: Path, capsys: Capture
+) -> None:
+    lines = tmp_path / "o.jsonl"
+    lines.write_text("")
+
+    def work(inbox: Path) -> None:
+        shutil.copyfile(labelled / "test" / "scratch" / "000.png", inbox / "a.png")
+        wait_for(lambda: lines_in(lines) == 1)
+
+    flags = ["--jsonl", lines, "--json", "--fail-on-anomaly"]
+    told = watch_while(work, capsys, artifact, tmp_path / "inbox", *flags)
+    assert told.status == 3 and not told.err
+    assert "results" not in told.json and told.json["n_images"] == told.json["n_anomalous"] == 1
+    assert told.json["latency_ms"].keys() == {"p50", "p95", "p99"}
+
+
+def test_a_watch_whose_folder_vanishes_ends_with_a_named_error(
+    artifact: Path, tmp_path: Path, capsys: Capture
+) -> None:
+    before = signal.getsignal(signal.SIGINT)
+
+    def work(inbox: Path) -> None:
+        inbox.rmdir()
+        wait_for(lambda: signal.getsignal(signal.SIGINT) == before)
+
+    told = watch_while(work, capsys, artifact, tmp_path / "inbox")
+    assert told.status == 1 and "cannot be watched" in told.err
+
+
+def test_a_table_of_another_kind_is_not_added_to(
+    artifact: Path, tmp_path: Path, capsys: Capture
+) -> None:
+    table = tmp_path / "t.csv"
+    table.write_text("mine\n1\n")
+    told = amiss(capsys, "predict", artifact, "--watch", tmp_path, "--csv", table)
+    assert told.status == 1 and "another table" in told.err
+    assert table.read_text() == "mine\n1\n"
 
 
 # --- calibrate -------------------------------------------------------------------------------
@@ -294,6 +426,70 @@ def test_calibrate_keeps_the_file_when_it_writes_another(
     assert told.status == 0 and "by cost 1:10" in told.out
     assert artifact.read_bytes() == before
     assert read_manifest(other)["calibration"]["policy"] == "cost 1:10"
+
+
+def test_calibrate_takes_a_layout_and_a_region_of_interest(
+    artifact: Path, labelled: Path, tmp_path: Path, capsys: Capture
+) -> None:
+    thresholds = []
+    roi = tmp_path / "roi.png"
+    half = np.zeros((60, 80), np.uint8)
+    half[:, 40:] = 255
+    Image.fromarray(half).save(roi)
+    for flags in ([], ["--roi", roi]):
+        told = amiss(
+            capsys, "calibrate", artifact, "--policy", "f1", "--labelled", labelled / "test",
+            "--layout", "two_folder", "-o", tmp_path / "other.amiss", "--json", *flags,
+        )  # fmt: skip
+        assert told.status == 0
+        thresholds.append(told.json["threshold"])
+    assert thresholds[0] != thresholds[1]
+    told = amiss(
+        capsys, "calibrate", artifact, "--policy", "f1", "--labelled", labelled / "test",
+        "--layout", "headct", "-o", tmp_path / "other.amiss",
+    )  # fmt: skip
+    assert told.status == 1 and "headct" in told.err
+
+
+# --- what is found in a set ------------------------------------------------------------------
+
+
+@pytest.fixture
+def unsplit(tmp_path: Path) -> Path:
+    """Ten normals and two defects without a split, their masks outside the set."""
+    root = tmp_path / "set"
+    textures(root / "good", 10, seed=1)
+    textures(root / "spot", 2, seed=3, defects=True, masks=tmp_path / "masks")
+    return root
+
+
+def test_the_share_for_tests_and_the_masks_folder_reach_every_command(
+    unsplit: Path, tmp_path: Path, capsys: Capture
+) -> None:
+    part = tmp_path / "part.amiss"
+    flags = ["--test-fraction", 0.5, "--mask-dir", tmp_path / "masks", "--json"]
+    told = amiss(capsys, "fit", "patchcore", unsplit, "-o", part, *TINY_FLAGS, *flags)
+    assert told.status == 0 and told.json["n_normal"] == 5
+    told = amiss(capsys, "evaluate", part, unsplit, *flags)
+    assert told.status == 0 and "aupro" in told.json["metrics"]
+    told = amiss(capsys, "check", unsplit, *flags)
+    assert told.json["counts"]["train"]["normal"] == 5
+    assert told.json["counts"]["test"]["normal"] == 5
+
+
+@pytest.mark.parametrize("command", ["fit", "evaluate", "check"])
+def test_flags_of_a_set_are_refused_where_they_have_no_use(
+    command: str, unsplit: Path, artifact: Path, tmp_path: Path, capsys: Capture
+) -> None:
+    arguments: dict[str, list[object]] = {
+        "fit": ["fit", "patchcore", unsplit, "-o", tmp_path / "part.amiss", *TINY_FLAGS],
+        "evaluate": ["evaluate", artifact, unsplit],
+        "check": ["check", unsplit],
+    }
+    told = amiss(capsys, *arguments[command], "--elpv-anomalous", 0.66)
+    assert told.status == 1 and "elpv_anomalous" in told.err
+    told = amiss(capsys, *arguments[command], "--test-fraction", 1.5)
+    assert told.status == 1 and "test_fraction" in told.err
 
 
 # --- check, methods, inspect -----------------------------------------------------------------

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from amiss import memory, metrics
     from amiss.data.doctor import check
     from amiss.evaluation import evaluate
+    from amiss.frames import predict_frames
     from amiss.methods.patchcore import PatchCore
     from amiss.outcome import Report
     from amiss.run import Run
@@ -35,6 +36,7 @@ __all__ = [
     "load",
     "memory",
     "metrics",
+    "predict_frames",
 ]
 
 _PLACES = {
@@ -47,6 +49,7 @@ _PLACES = {
     "check": "amiss.data.doctor",
     "evaluate": "amiss.evaluation",
     "load": "amiss.runtime",
+    "predict_frames": "amiss.frames",
 }
 _MODULES = ("memory", "metrics")
 

@@ -21,7 +21,7 @@ from amiss.errors import AmissError, ArtifactError
 from amiss.methods import METHODS, method_class
 from amiss.methods.base import Detector
 from amiss.storage import write_tensors
-from amiss.types import UInt8
+from amiss.types import Float64, UInt8
 from amiss.versions import versions
 
 FORMAT = 1
@@ -55,30 +55,40 @@ def save(detector: Detector, path: str | Path) -> Path:
     """
     detector.require_fitted()
     path = Path(path)
-    facts, tensors = detector.artifact()
+    _, tensors = detector.artifact()
     tensors = {
         **tensors,
         "training.digests": torch.from_numpy(detector.training_digests.copy()),
         "labelled.digests": torch.from_numpy(detector.labelled_digests.copy()),
     }
-    calibration = detector.calibration
-    if calibration is not None:
-        tensors["calibration.scores"] = torch.from_numpy(calibration.scores)
-        if calibration.map_maxima is not None:
-            tensors["calibration.map_maxima"] = torch.from_numpy(calibration.map_maxima)
+    if detector.calibration is not None:
+        arrays = calibration_arrays(detector.calibration)
+        tensors |= {name: torch.from_numpy(array) for name, array in arrays.items()}
     if detector.roi is not None:
         tensors["roi"] = detector.roi
-    manifest = {
-        "format": FORMAT,
-        "method": detector.id,
+    manifest = {"format": FORMAT, "method": detector.id, **describe(detector)}
+    return _write(path, {k: v.contiguous() for k, v in tensors.items()}, manifest)
+
+
+def describe(detector: Detector) -> dict[str, Any]:
+    """The part of the manifest that every kind of file shares, of JSON types."""
+    calibration = detector.calibration
+    return {
         "config": detector.config.as_dict(),
-        "facts": facts,
+        "facts": detector.artifact()[0],
         "calibration": None if calibration is None else calibration.as_dict(),
         "training": detector.training_facts,
         "versions": versions(),
         "metrics": detector.metrics,
     }
-    return _write(path, {k: v.contiguous() for k, v in tensors.items()}, manifest)
+
+
+def calibration_arrays(calibration: Calibration) -> dict[str, Float64]:
+    """The arrays of a calibration under the names that they have in files."""
+    arrays = {"calibration.scores": calibration.scores}
+    if calibration.map_maxima is not None:
+        arrays["calibration.map_maxima"] = calibration.map_maxima
+    return arrays
 
 
 def _write(path: Path, tensors: dict[str, Tensor], manifest: dict[str, Any]) -> Path:

@@ -174,6 +174,31 @@ def with_threshold(calibration: Calibration, threshold: float) -> Calibration:
     return _moved(calibration, threshold, "manual", ())
 
 
+def along(
+    calibration: Calibration, score: tuple[float, float], peak: tuple[float, float]
+) -> Calibration:
+    """The same calibration for a model whose scores are slope * score + offset, and whose map
+    values likewise, each (slope, offset): thresholds move along, rates and p-values stay.
+
+    Raises CalibrationError for a slope that is not positive: the order of scores would change.
+    """
+    if score[0] <= 0 or peak[0] <= 0:
+        raise CalibrationError("Scores do not keep their order, so no threshold can follow them.")
+
+    def mapped(values: Any, line: tuple[float, float]) -> Any:
+        return None if values is None else line[0] * values + line[1]
+
+    display = calibration.display
+    return dataclasses.replace(
+        calibration,
+        scores=mapped(calibration.scores, score),
+        map_maxima=mapped(calibration.map_maxima, peak),
+        threshold=mapped(calibration.threshold, score),
+        pixel_threshold=mapped(calibration.pixel_threshold, peak),
+        display=None if display is None else (mapped(display[0], peak), mapped(display[1], peak)),
+    )
+
+
 def with_labels(
     calibration: Calibration,
     scores: Float64,

@@ -20,7 +20,7 @@ from amiss.console import (
     say,
 )
 from amiss.errors import AmissError, OptionError
-from amiss.flags import Json, Layout, Roi, Threads, Window
+from amiss.flags import ElpvAnomalous, Json, Layout, MaskDir, Roi, TestFraction, Threads, Window
 from amiss.methods import METHODS, method_class
 from amiss.threads import set_threads, spin_briefly
 
@@ -93,13 +93,16 @@ def _wrong_usage(error: Any, as_json: bool) -> int:
 # --- evaluate ------------------------------------------------------------------------------
 
 
-def evaluate(
+def evaluate(  # noqa: PLR0913 - one parameter per flag
     detector: Annotated[Path, typer.Argument(help="A file made by `amiss fit`.")],
     data: Annotated[str, typer.Argument(help="Folder, table or name with labelled test images.")],
     *,
     report: Annotated[Path | None, typer.Option(help="Write an HTML page here.")] = None,
     roi: Roi = None,
     layout: Layout = None,
+    mask_dir: MaskDir = None,
+    test_fraction: TestFraction = 0.2,
+    elpv_anomalous: ElpvAnomalous = 1.0,
     threads: Threads = None,
     json: Json = False,
 ) -> None:
@@ -113,9 +116,13 @@ def evaluate(
     if report is not None:
         require_writable(report)
     model = load(detector)
+    dataset = index(
+        data, layout=layout, mask_dir=mask_dir, test_fraction=test_fraction,
+        elpv_anomalous=elpv_anomalous,
+    )  # fmt: skip
     with progress_bar(json) as progress:
         run = Run(progress=progress, say=mute if json else say)
-        outcome = judge(model, index(data, layout=layout), roi=roi, run=run)
+        outcome = judge(model, dataset, roi=roi, run=run)
     if report is not None:
         from amiss.report.page import write_page
 
@@ -139,8 +146,12 @@ def predict(  # noqa: PLR0913 - one parameter per flag
     *,
     watch: Annotated[Path | None, typer.Option(help="Judge images as they appear here.")] = None,
     heatmaps: Annotated[Path | None, typer.Option(help="Folder for heat maps (PNG).")] = None,
-    jsonl: Annotated[Path | None, typer.Option(help="Write one JSON line per image.")] = None,
-    csv: Annotated[Path | None, typer.Option(help="Write a table.")] = None,
+    jsonl: Annotated[
+        Path | None, typer.Option(help="Write one JSON line per image; with --watch, add them.")
+    ] = None,
+    csv: Annotated[
+        Path | None, typer.Option(help="Write a table; with --watch, add its rows.")
+    ] = None,
     roi: Roi = None,
     fail_on_anomaly: Annotated[
         bool, typer.Option(help="Exit with 3 if any image is anomalous.")
@@ -148,32 +159,47 @@ def predict(  # noqa: PLR0913 - one parameter per flag
     threads: Threads = None,
     json: Json = False,
 ) -> None:
-    """Judge images."""
+    """Judge images, or with --watch those that appear, until SIGTERM or Ctrl-C."""
+    from contextlib import closing, nullcontext
+
     from amiss.results import Results
     from amiss.runtime import as_runtime, load
-    from amiss.sources import judged_images
+    from amiss.sources import judged_arrivals, judged_files
+    from amiss.watch import FolderWatch, Stopper
 
     set_threads(threads)
     if (images is None) == (watch is None):
         raise OptionError("Give images to judge, or --watch FOLDER, and not both.")
-    runtime = as_runtime(load(detector))
-    with Results(runtime, heatmaps=heatmaps, jsonl=jsonl, csv=csv, quiet=json) as results:
-        for found in judged_images(runtime, images or [], watch, roi, results.skip):
-            results.add(found)
-    if json:
-        print_json(results.as_dict())
-    else:
-        say(results.summary())
+    inbox = None if watch is None else FolderWatch(watch)  # from now on, while the rest is loaded
+    with nullcontext() if inbox is None else Stopper() as stopper:
+        runtime = as_runtime(load(detector))
+        results = Results(
+            runtime, heatmaps=heatmaps, jsonl=jsonl, csv=csv, quiet=json, endless=inbox is not None
+        )
+        if inbox is None or stopper is None:
+            judged = judged_files(runtime, images or [], roi, results.skip)
+        else:
+            judged = judged_arrivals(runtime, inbox, roi, results.skip, stopper)
+        with results, closing(judged):
+            if watch is not None and not json:
+                say(f"Watching {watch}; Ctrl-C or SIGTERM ends it.")
+            for found, milliseconds in judged:
+                results.add(found, milliseconds)
+        if json:
+            print_json(results.as_dict())
+        else:
+            say(results.summary())
     if fail_on_anomaly and results.anomalous:
         raise typer.Exit(3)
-    if results.skipped and (fail_on_anomaly or not results.rows):
+    nothing_judged = inbox is None and not results.judged
+    if results.skipped and (fail_on_anomaly or nothing_judged):
         raise typer.Exit(1)  # an image that nobody judged must not pass for a good one
 
 
 # --- calibrate -----------------------------------------------------------------------------
 
 
-def calibrate(
+def calibrate(  # noqa: PLR0913 - one parameter per flag
     detector: Annotated[Path, typer.Argument(help="A file made by `amiss fit`; it is changed.")],
     *,
     max_false_alarm: Annotated[float | None, typer.Option(help="Another false-alarm rate.")] = None,
@@ -185,6 +211,8 @@ def calibrate(
         str | None,
         typer.Option(help="Labelled images to choose the threshold on; never judge on these."),
     ] = None,
+    roi: Roi = None,
+    layout: Layout = None,
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="Write here and keep the old file.")
     ] = None,
@@ -198,7 +226,7 @@ def calibrate(
     model = load(detector)
     changed = recalibrate(
         model, max_false_alarm=max_false_alarm, threshold=threshold, policy=policy,
-        labelled=labelled,
+        labelled=labelled, roi=roi, layout=layout,
     )  # fmt: skip
     model.save(output or detector)
     if json:
@@ -215,7 +243,7 @@ def calibrate(
 # --- check, methods, inspect ---------------------------------------------------------------
 
 
-def check(
+def check(  # noqa: PLR0913 - one parameter per flag
     data: Annotated[str, typer.Argument(help="Folder, table or name.")],
     *,
     max_false_alarm: Annotated[float, typer.Option(help="The rate that will be asked for.")] = 0.01,
@@ -224,6 +252,9 @@ def check(
     ] = None,
     window: Window = "percentile",
     layout: Layout = None,
+    mask_dir: MaskDir = None,
+    test_fraction: TestFraction = 0.2,
+    elpv_anomalous: ElpvAnomalous = 1.0,
     json: Json = False,
 ) -> None:
     """Look for trouble in a data set before a fit. Exits with 1 where a fit is not advisable."""
@@ -237,11 +268,18 @@ def check(
         training = read_manifest(detector)["training"]
         root = Path(training["root"] or "")
         outliers = [(root / x["file"], x["score"], None) for x in training["least_normal"]]
+    dataset = index(
+        data, layout=layout, mask_dir=mask_dir, test_fraction=test_fraction,
+        elpv_anomalous=elpv_anomalous,
+    )  # fmt: skip
     with progress_bar(json) as progress:
         findings = examine(
-            index(data, layout=layout), max_false_alarm=max_false_alarm, window=window,
-            outliers=outliers, progress=progress,
-        )  # fmt: skip
+            dataset,
+            max_false_alarm=max_false_alarm,
+            window=window,
+            outliers=outliers,
+            progress=progress,
+        )
     if json:
         print_json(findings.as_dict())
     else:

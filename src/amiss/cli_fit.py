@@ -11,7 +11,19 @@ import typer
 
 from amiss.console import parse_memory, print_json, progress_bar, rates, require_writable, say
 from amiss.errors import OptionError
-from amiss.flags import Json, Layout, MaxMemory, Roi, Threads, Window, flag, option_value
+from amiss.flags import (
+    ElpvAnomalous,
+    Json,
+    Layout,
+    MaskDir,
+    MaxMemory,
+    Roi,
+    TestFraction,
+    Threads,
+    Window,
+    flag,
+    option_value,
+)
 from amiss.methods import method_class
 from amiss.threads import set_threads
 
@@ -48,39 +60,44 @@ def run_fit(  # noqa: PLR0913 - one parameter per flag
     roi: Roi = None,
     window: Window = "percentile",
     layout: Layout = None,
+    mask_dir: MaskDir = None,
+    test_fraction: TestFraction = 0.2,
+    elpv_anomalous: ElpvAnomalous = 1.0,
     threads: Threads = None,
     json: Json = False,
 ) -> None:
     """Learn, calibrate, save."""
     from amiss.data.index import index
     from amiss.fit import fit
-    from amiss.run import Run, mute
+    from amiss.run import Run
 
     set_threads(threads)
     if output.suffix != ".amiss":
         raise OptionError(f"The output {output} does not end in .amiss.", hint="Name it so.")
     require_writable(output)
     partial = output.with_name(output.name + ".partial")
+    notes: list[str] = []
     with progress_bar(json) as progress:
         run = Run(
             seed=seed, max_memory_mib=parse_memory(max_memory), progress=progress,
-            say=mute if json else say, partial=partial,
+            say=notes.append if json else say, partial=partial,
+        )  # fmt: skip
+        dataset = index(
+            data, layout=layout, mask_dir=mask_dir, test_fraction=test_fraction,
+            elpv_anomalous=elpv_anomalous,
         )  # fmt: skip
         try:
-            fit(
-                detector, index(data, layout=layout), max_false_alarm=max_false_alarm,
-                roi=roi, window=window, run=run,
-            )  # fmt: skip
+            fit(detector, dataset, max_false_alarm=max_false_alarm, roi=roi, window=window, run=run)
         except KeyboardInterrupt:
             if partial.exists():
                 say(f"The work so far is in {partial}; the same command goes on from there.")
             raise
     detector.save(output)
     partial.unlink(missing_ok=True)
-    _say_fit(detector, output, as_json=json)
+    _say_fit(detector, output, notes, as_json=json)
 
 
-def _say_fit(detector: Any, output: Path, *, as_json: bool) -> None:
+def _say_fit(detector: Any, output: Path, notes: list[str], *, as_json: bool) -> None:
     from amiss.memory.plan import peak_mib
 
     training, calibration = detector.training_facts, detector.calibration
@@ -96,6 +113,7 @@ def _say_fit(detector: Any, output: Path, *, as_json: bool) -> None:
                 "least_normal": training["least_normal"],
                 "seconds": training["fit_seconds"],
                 "peak_memory_mib": round(peak_mib(), 1),
+                "notes": notes,
             }
         )
         return

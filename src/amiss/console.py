@@ -25,7 +25,13 @@ def say(sentence: str) -> None:
 
 def print_json(value: dict[str, Any]) -> None:
     """One JSON object on stdout; numbers that JSON does not know become null."""
-    print(json.dumps(_plain(value), indent=2, ensure_ascii=False))
+    print(plain_text(json.dumps(_plain(value), indent=2, ensure_ascii=False)))
+
+
+def plain_text(text: str) -> str:
+    """What stdout takes in any case: bytes of a file's name that are no text become \\udcXX, which
+    is also how JSON writes them."""
+    return text.encode(errors="backslashreplace").decode()
 
 
 def _plain(value: Any) -> Any:

@@ -15,7 +15,6 @@ from amiss.data.images import read_mask, stored_size
 from amiss.data.index import Dataset, Source, index
 from amiss.errors import DataError, ImageError, LeakageError
 from amiss.memory.plan import peak_mib
-from amiss.methods.base import Detector
 from amiss.metrics import (
     bootstrap_interval,
     image_ap,
@@ -27,7 +26,7 @@ from amiss.metrics import (
 from amiss.outcome import DeferredResult, Judged, Report
 from amiss.predict import BATCH, decide, frame_rois, list_regions
 from amiss.run import Run
-from amiss.runtime import Runtime, as_runtime, image_stream
+from amiss.runtime import Fitted, Runtime, as_runtime, image_stream
 from amiss.types import ANOMALOUS, NORMAL, Bool, Float32, Float64, Record
 from amiss.versions import versions
 
@@ -47,7 +46,7 @@ class _Figures(NamedTuple):
 
 
 def evaluate(
-    detector: Detector,
+    detector: Fitted,
     data: Source,
     *,
     roi: str | Path | None = None,
@@ -92,7 +91,7 @@ def evaluate(
 
 
 def _report(
-    detector: Detector,
+    detector: Fitted,
     runtime: Runtime,
     dataset: Dataset,
     scored: _Scored,
@@ -102,7 +101,7 @@ def _report(
 ) -> Report:
     calibration = runtime.calibration
     return Report(
-        detector=_detector_facts(detector),
+        detector=detector.about(),
         dataset={
             "name": dataset.name,
             "layout": dataset.layout,
@@ -146,7 +145,7 @@ def _seconds(started: float, scored: float, done: float, count: int) -> dict[str
 
 def _judge(
     runtime: Runtime,
-    detector: Detector,
+    detector: Fitted,
     records: Sequence[Record],
     roi: Path | None,
     run: Run,
@@ -299,32 +298,14 @@ def _operating_point(runtime: Runtime, judged: Sequence[Judged]) -> dict[str, An
     }
 
 
-def _detector_facts(detector: Detector) -> dict[str, Any]:
-    """What the report says about how the detector came to be, without its long lists."""
-    facts, _ = detector.artifact()
-    backbone = {k: v for k, v in facts.get("backbone", {}).items() if k not in {"steps", "outputs"}}
-    training = {k: v for k, v in detector.training_facts.items() if k not in {"files", "root"}}
-    return {
-        "method": detector.id,
-        "paper": detector.paper,
-        "options": detector.config.as_dict(),
-        **{k: v for k, v in facts.items() if k != "backbone"},
-        "backbone": backbone,
-        "training": training,
-    }
-
-
-def add_evidence(detector: Detector, judged: Sequence[Judged]) -> None:
+def add_evidence(detector: Fitted, judged: Sequence[Judged]) -> None:
     """Name, for these images, the normal patch that the most anomalous one was compared with."""
-    from amiss.learning.normals import to_tensors
-
     runtime = as_runtime(detector)
     files = detector.training_facts.get("files", [])
     root = Path(detector.training_facts.get("root") or "")
     records = [Record(row.path, row.label, crop=row.crop, roi=row.roi) for row in judged]
     for batch in image_stream(runtime, records).batches(BATCH):
-        images, rois = to_tensors(batch.images, frame_rois(runtime, batch))
-        found = detector.evidence(images, rois)
+        found = runtime.evidence(batch.images, frame_rois(runtime, batch))
         if found is None:
             return
         for row, facts in enumerate(found):

@@ -36,7 +36,7 @@ def option_value(name: str, value: Any) -> Any:
     return value
 
 
-# --- flags that several commands share
+# --- flags that several commands share; what is found in a set depends on the last four
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout, no more.")]
 Threads = Annotated[int | None, typer.Option(help="Threads to compute on; all cores by default.")]
@@ -51,4 +51,17 @@ MaxMemory = Annotated[
 ]
 Layout = Annotated[
     str | None, typer.Option(help="Layout of the data, where recognition on sight is wrong.")
+]
+MaskDir = Annotated[
+    Path | None, typer.Option(help="Folder of the masks, where they lie outside the set.")
+]
+TestFraction = Annotated[
+    float,
+    typer.Option(
+        help="Share of the normal images to judge on, where the set has no split; "
+        "the same for fit and evaluate."
+    ),
+]
+ElpvAnomalous = Annotated[
+    float, typer.Option(help="ELPV: defect probability from which on a cell is anomalous.")
 ]

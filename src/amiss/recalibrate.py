@@ -10,13 +10,12 @@ import numpy as np
 from amiss.calibration import Calibration, with_false_alarm_rate, with_labels, with_threshold
 from amiss.data.index import index
 from amiss.errors import CalibrationError, DataError, LeakageError, OptionError
-from amiss.methods.base import Detector
 from amiss.predict import frame_rois
-from amiss.runtime import as_runtime, image_stream
+from amiss.runtime import Fitted, as_runtime, image_stream
 
 
 def recalibrate(
-    detector: Detector,
+    detector: Fitted,
     *,
     max_false_alarm: float | None = None,
     threshold: float | None = None,
@@ -61,7 +60,7 @@ def recalibrate(
 
 
 def _by_labels(
-    detector: Detector,
+    detector: Fitted,
     calibration: Calibration,
     policy: str,
     labelled: str | None,

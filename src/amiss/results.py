@@ -1,29 +1,137 @@
-"""What `amiss predict` leaves behind: lines, a table, JSON lines, heat maps."""
+"""What `amiss predict` leaves behind: lines, a table, JSON lines, heat maps, a summary."""
 
 from __future__ import annotations
 
 import csv as csv_module
 import io
 import json
+import math
+import os
+import stat
 import time
+from collections import Counter, deque
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-import numpy as np
-
-from amiss.console import require_writable, say
+from amiss.console import plain_text, require_writable, say
 from amiss.data.images import read_image, write_bytes_atomic, write_png
-from amiss.errors import ImageError, OptionError
+from amiss.errors import DataError, ImageError, OptionError
 from amiss.report.overlay import overlay
 from amiss.runtime import Runtime
 from amiss.types import ImageResult, Record
 
 _COLUMNS = ("path", "score", "p_value", "is_anomalous", "regions")
+_LAST = 100  # messages that an endless run keeps
+_REPORT_EVERY_S = 600.0
+
+
+class Latencies:
+    """Milliseconds in a histogram of fixed size, whose bins grow by 2 %: percentiles of any number
+    of them to within 1 %. What lies outside 0.01 ms to 10,000 s counts in the first or last bin.
+    """
+
+    _LOWEST, _GROWTH, _BINS = 0.01, math.log(1.02), 1048
+
+    def __init__(self) -> None:
+        self._counts: Counter[int] = Counter()
+        self._least, self._most = math.inf, 0.0
+
+    def add(self, milliseconds: float) -> None:
+        """Count one."""
+        place = math.log(max(milliseconds, self._LOWEST) / self._LOWEST) / self._GROWTH
+        self._counts[min(int(place), self._BINS - 1)] += 1
+        self._least = min(self._least, milliseconds)
+        self._most = max(self._most, milliseconds)
+
+    def percentile(self, share: float) -> float:
+        """The least value that is not exceeded by `share`, in (0, 1], of all; nan without any."""
+        wanted, seen = math.ceil(share * self._counts.total()), 0
+        for place in sorted(self._counts):
+            seen += self._counts[place]
+            if seen >= wanted:
+                middle = self._LOWEST * math.exp((place + 0.5) * self._GROWTH)
+                return min(max(middle, self._least), self._most)
+        return math.nan
+
+    def as_dict(self) -> dict[str, float]:
+        """p50, p95 and p99 in ms; empty without any."""
+        if not self._counts:
+            return {}
+        return {f"p{p}": round(self.percentile(p / 100), 2) for p in (50, 95, 99)}
+
+
+class LineFile:
+    """A text file that grows by whole lines, each on the disk before the next image is judged.
+
+    Lines are added to what the file holds; a line that a power cut tore apart is ended first.
+    `header` is the first line of a new file.
+
+    Raises:
+        OptionError: it cannot be written to, or begins with another header.
+        DataError: from `write`, when the disk is full or gone.
+    """
+
+    def __init__(self, path: Path, *, header: str = "") -> None:
+        self.path = path
+        try:
+            # Without a buffer: what was written cannot be written a second time by closing it.
+            self._file = path.open("ab", buffering=0)
+            regular = stat.S_ISREG(os.fstat(self._file.fileno()).st_mode)
+            begins, ends = _first_line_and_last_byte(path) if regular else ("", b"")
+        except OSError as error:
+            raise OptionError(
+                f"{path} cannot be written to: {error.strerror}.", hint="Name another file."
+            ) from error
+        self._on_disk = regular
+        if header and ends and begins != header.strip():
+            self.close()
+            raise OptionError(
+                f"{path} holds another table: it begins with {begins[:80]!r}.",
+                hint=f"Name a new file, or one that begins with {header.strip()!r}.",
+            )
+        if ends not in (b"", b"\n"):
+            self.write("\n")
+        if header and not ends:
+            self.write(header)
+
+    def write(self, line: str) -> None:
+        """Add a line, which ends in a newline."""
+        # Names that are no Unicode become \\udcXX, which is also how JSON writes them.
+        data = line.encode(errors="backslashreplace")
+        try:
+            while data:
+                data = data[self._file.write(data) or 0 :]
+            if self._on_disk:
+                os.fsync(self._file.fileno())
+        except OSError as error:
+            raise DataError(
+                f"{self.path}: cannot be written ({error.strerror}).",
+                hint="Is there room, and is the disk still there?",
+            ) from error
+
+    def close(self) -> None:
+        """End with what was written."""
+        self._file.close()
+
+
+def _first_line_and_last_byte(path: Path) -> tuple[str, bytes]:
+    """Of a file; ("", b"") of an empty one."""
+    with path.open("rb") as file:
+        first = file.readline(1 << 16).decode(errors="replace").strip()
+        size = file.seek(0, os.SEEK_END)
+        file.seek(max(0, size - 1))
+        return first, file.read(1)
 
 
 class Results:
-    """Collects results and writes them where asked; tables appear complete, at the end."""
+    """Collects results and writes them where asked.
+
+    With `endless` nothing grows with the number of images: tables are added to line by line, only
+    counts and the last messages are kept, and how it stands is said every ten minutes. Without it
+    all rows are kept, and tables appear complete, at the end.
+    """
 
     def __init__(
         self,
@@ -33,6 +141,7 @@ class Results:
         jsonl: Path | None,
         csv: Path | None,
         quiet: bool,
+        endless: bool = False,
     ) -> None:
         for path in (jsonl, csv):
             if path is not None:
@@ -43,14 +152,21 @@ class Results:
         if heatmaps is not None:
             _make_folder(heatmaps)
         self.runtime, self.heatmaps, self.jsonl, self.csv = runtime, heatmaps, jsonl, csv
-        self.quiet = quiet
+        self.quiet, self.endless = quiet, endless
+        self.judged = self.anomalous = self.skipped = 0
         self.rows: list[dict[str, Any]] = []
-        self.skipped: list[dict[str, str]] = []
-        self.anomalous = 0
-        self.milliseconds: list[float] = []
+        self.left_out: deque[dict[str, str]] = deque(maxlen=_LAST if endless else None)
+        self.notes: deque[str] = deque(maxlen=_LAST)
+        self.latencies = Latencies()
+        self._heat_map_names: set[str] = set()
+        self._lines: list[tuple[LineFile, Callable[[dict[str, Any]], str]]] = []
+        self._said = time.monotonic()
 
     def __enter__(self) -> Self:
-        self.last = time.perf_counter()
+        if self.endless and self.jsonl is not None:
+            self._lines.append((LineFile(self.jsonl), _json_line))
+        if self.endless and self.csv is not None:
+            self._lines.append((LineFile(self.csv, header=_csv_line(_COLUMNS)), _csv_row))
         return self
 
     def __exit__(
@@ -59,73 +175,139 @@ class Results:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        if kind is not None:
+        for file, _ in self._lines:
+            file.close()
+        if kind is not None or self.endless:
             return
         if self.jsonl is not None:
-            lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in self.rows)
-            write_bytes_atomic(self.jsonl, lines.encode())
+            _write_whole(self.jsonl, map(_json_line, self.rows))
         if self.csv is not None:
-            text = io.StringIO()
-            table = csv_module.writer(text)
-            table.writerow(_COLUMNS)
-            for row in self.rows:
-                table.writerow([*(row[c] for c in _COLUMNS[:-1]), len(row["regions"])])
-            write_bytes_atomic(self.csv, text.getvalue().encode())
+            _write_whole(self.csv, [_csv_line(_COLUMNS), *map(_csv_row, self.rows)])
 
-    def add(self, found: ImageResult) -> None:
-        """Take one result in: a line on stdout, its heat map in a file."""
-        now = time.perf_counter()
-        self.milliseconds.append((now - self.last) * 1000)
-        self.rows.append(found.as_dict())
+    def add(self, found: ImageResult, milliseconds: float) -> None:
+        """Take one result in: a line on stdout and in each table, its heat map in a file.
+
+        Raises:
+            DataError: a file cannot be written.
+        """
+        self.latencies.add(milliseconds)
+        self.judged += 1
         self.anomalous += bool(found.is_anomalous)
+        row = found.as_dict()
+        if not self.endless:
+            self.rows.append(row)
+        for file, line in self._lines:
+            file.write(line(row))
         if not self.quiet:
             print(_line(found), flush=True)
         if self.heatmaps is not None:
             self._write_heat_map(self.heatmaps, found)
-        self.last = time.perf_counter()
+        self._report_now_and_then()
 
     def skip(self, record: Record, error: ImageError) -> None:
         """An image that could not be read: named, and left out."""
-        self.skipped.append({"path": str(record.path), "message": error.message})
+        self.skipped += 1
+        self.left_out.append({"path": str(record.path), "message": error.message})
         if not self.quiet:
             say(f"skipped: {error.message}")
+
+    def _report_now_and_then(self) -> None:
+        now = time.monotonic()
+        if self.endless and not self.quiet and now - self._said >= _REPORT_EVERY_S:
+            self._said = now
+            say(f"so far: {self.summary()}")
 
     def _write_heat_map(self, folder: Path, found: ImageResult) -> None:
         calibration = self.runtime.calibration
         assert found.anomaly_map is not None and found.path is not None
         assert calibration is not None and calibration.display is not None
         low, high = calibration.display
-        image = read_image(found.path, window=self.runtime.window)
+        try:
+            image = read_image(found.path, window=self.runtime.window)
+        except ImageError as error:
+            self._note(f"no heat map: {error.message}")
+            return
+        if image.shape[:2] != found.anomaly_map.shape:
+            self._note(f"no heat map: {found.path} has another size than when it was judged.")
+            return
         picture = overlay(image, found.anomaly_map, low, high, found.regions)
-        write_png(picture, folder / self._free_name(found.path))
+        write_png(picture, folder / self._free_name(folder, found.path))
 
-    def _free_name(self, path: Path) -> str:
-        """STEM.heat.png; images of one name from several folders get a number."""
-        same = sum(Path(str(row["path"])).stem == path.stem for row in self.rows)
-        return f"{path.stem}.heat.png" if same <= 1 else f"{path.stem}.{same}.heat.png"
+    def _note(self, sentence: str) -> None:
+        """The image was judged, and then it was moved away or written again."""
+        self.notes.append(sentence)
+        if not self.quiet:
+            say(sentence)
+
+    def _free_name(self, folder: Path, path: Path) -> str:
+        """STEM.heat.png, or with a number that no image has: of this run, or in an endless one, of
+        all that the folder holds."""
+        if self.endless:
+            return numbered_name(path.stem, lambda name: (folder / name).exists())
+        name = numbered_name(path.stem, self._heat_map_names.__contains__)
+        self._heat_map_names.add(name)
+        return name
 
     def as_dict(self) -> dict[str, Any]:
-        """Everything, for --json."""
+        """Everything, for --json; of an endless run no results, and the last ones skipped."""
         calibration = self.runtime.calibration
         return {
-            "results": self.rows,
-            "skipped": self.skipped,
+            **({} if self.endless else {"results": self.rows}),
+            "skipped": list(self.left_out),
+            "n_images": self.judged,
             "n_anomalous": self.anomalous,
+            "n_skipped": self.skipped,
             "threshold": None if calibration is None else calibration.threshold,
-            "latency_ms": self._latency(),
+            "latency_ms": self.latencies.as_dict(),
+            "notes": list(self.notes),
         }
-
-    def _latency(self) -> dict[str, float]:
-        if not self.milliseconds:
-            return {}
-        p50, p95, p99 = np.percentile(self.milliseconds, [50, 95, 99])
-        return {"p50": round(p50, 2), "p95": round(p95, 2), "p99": round(p99, 2)}
 
     def summary(self) -> str:
         """One sentence."""
-        latency = ", ".join(f"{k} {v:.1f} ms" for k, v in self._latency().items())
-        skipped = f", {len(self.skipped)} skipped" if self.skipped else ""
-        return f"{len(self.rows)} images, {self.anomalous} anomalous{skipped} ({latency})"
+        latency = ", ".join(f"{k} {v:.1f} ms" for k, v in self.latencies.as_dict().items())
+        skipped = f", {self.skipped} skipped" if self.skipped else ""
+        return f"{self.judged} images, {self.anomalous} anomalous{skipped}" + (
+            f" ({latency})" if latency else ""
+        )
+
+
+def numbered_name(stem: str, taken: Callable[[str], bool]) -> str:
+    """STEM.heat.png, else STEM.2.heat.png and so on: one that is not taken.
+
+    Asks about twice the logarithm of the names in use, since one camera may write the same name a
+    million times.
+    """
+
+    def name(number: int) -> str:
+        return f"{stem}.heat.png" if number == 1 else f"{stem}.{number}.heat.png"
+
+    if not taken(name(1)):
+        return name(1)
+    low, high = 1, 2  # low is taken
+    while taken(name(high)):
+        low, high = high, 2 * high
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if taken(name(middle)) else (low, middle)
+    return name(high)
+
+
+def _json_line(row: dict[str, Any]) -> str:
+    return json.dumps(row, ensure_ascii=False) + "\n"
+
+
+def _csv_row(row: dict[str, Any]) -> str:
+    return _csv_line([*(row[c] for c in _COLUMNS[:-1]), len(row["regions"])])
+
+
+def _csv_line(cells: Sequence[Any]) -> str:
+    text = io.StringIO()
+    csv_module.writer(text).writerow(cells)
+    return text.getvalue()
+
+
+def _write_whole(path: Path, lines: Any) -> None:
+    write_bytes_atomic(path, "".join(lines).encode(errors="backslashreplace"))
 
 
 def _make_folder(folder: Path) -> None:
@@ -141,4 +323,4 @@ def _line(found: ImageResult) -> str:
     verdict = {True: "ANOMALOUS", False: "normal", None: "-"}[found.is_anomalous]
     p = "" if found.p_value is None else f"  p {found.p_value:.4f}"
     regions = f"  {len(found.regions)} regions" if found.regions else ""
-    return f"{verdict:<10}score {found.score:<9.4g}{p}  {found.path}{regions}"
+    return plain_text(f"{verdict:<10}score {found.score:<9.4g}{p}  {found.path}{regions}")

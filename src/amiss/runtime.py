@@ -33,6 +33,25 @@ class Runtime(Protocol):
     def __call__(self, images: UInt8, rois: Bool | None) -> Prediction[Float32]:
         """images (B, h, w, 3) uint8, rois (B, h, w) bool or None -> score (B,), map (B, h, w)."""
 
+    def evidence(self, images: UInt8, rois: Bool | None) -> list[dict[str, Any]] | None:
+        """See `Detector.evidence`; None where the engine cannot say."""
+
+
+class Fitted(Protocol):
+    """A detector that can be judged and recalibrated: a `Detector` or an `ExportedDetector`."""
+
+    calibration: Calibration | None
+    training_facts: dict[str, Any]
+    training_digests: UInt8  # (n, 8) of the images that it learned from
+    labelled_digests: UInt8  # (n, 8) of those that its threshold was chosen on
+    metrics: dict[str, Any]
+
+    def about(self) -> dict[str, Any]:
+        """How it came to be, for reports."""
+
+    def save(self, path: str | Path) -> Path:
+        """Write it to a file."""
+
 
 class TorchRuntime:
     """A `Detector` on torch."""
@@ -70,6 +89,15 @@ class TorchRuntime:
         score = np.concatenate([p.score.numpy() for p in found])
         maps = [p.anomaly_map.numpy() for p in found if p.anomaly_map is not None]
         return Prediction(score, np.concatenate(maps) if maps else None)
+
+    def evidence(self, images: UInt8, rois: Bool | None) -> list[dict[str, Any]] | None:
+        """See `Runtime`."""
+        import torch
+
+        from amiss.learning.normals import to_tensors
+
+        with torch.inference_mode():
+            return self.detector.evidence(*to_tensors(images, rois))
 
 
 def as_runtime(detector: Any) -> Runtime:
@@ -109,7 +137,23 @@ def load(path: str | Path) -> Any:
     if not path.is_file():
         raise ArtifactError(f"There is no file at {path}.", hint="Make one with `amiss fit`.")
     if path.suffix in {".onnx", ".xml"}:
-        raise ArtifactError(f"{path}: this version of amiss does not read exported files yet.")
+        from amiss.engines import ExportedDetector
+
+        return ExportedDetector(path)
     from amiss.artifact import load as load_artifact
 
     return load_artifact(path)
+
+
+def load_detector(path: str | Path) -> Detector:
+    """A detector that torch computes, from a file made by `fit`.
+
+    Raises:
+        ArtifactError: as `load`, and for an exported file.
+    """
+    if Path(path).suffix in {".onnx", ".xml"}:
+        raise ArtifactError(
+            f"{path} was exported already.", hint="Give the .amiss file that it was made from."
+        )
+    detector: Detector = load(path)
+    return detector

@@ -3,33 +3,64 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator, Sequence
+import time
+from collections.abc import Callable, Generator, Sequence
+from contextlib import closing
 from pathlib import Path
 
 from amiss.errors import DataError, ImageError
+from amiss.frames import Frame, FrameQueue, judge_frames
 from amiss.predict import predict_records
 from amiss.runtime import Runtime
 from amiss.types import ImageResult, Record
-from amiss.watch import Stopper, image_files, watch_folder
+from amiss.watch import FolderWatch, image_files
 
 Skip = Callable[[Record, ImageError], None]
+Timed = tuple[ImageResult, float]
+"""A result and the milliseconds that it took."""
 
 
-def judged_images(
-    runtime: Runtime, arguments: Sequence[str], watch: Path | None, roi: Path | None, skip: Skip
-) -> Iterator[ImageResult]:
-    """Judge what the arguments name, or what appears in `watch` until SIGTERM or Ctrl-C.
+def judged_files(
+    runtime: Runtime, arguments: Sequence[str], roi: Path | None, skip: Skip
+) -> Generator[Timed, None, None]:
+    """Judge the files, folders and lists on stdin (-) that the arguments name.
 
+    The milliseconds are those from one result to the next, what the caller does between left out.
     An unreadable image is handed to `skip` and left out.
     """
-    if watch is None:
-        records = [Record(path) for path in _listed(arguments)]
-        for _, found in predict_records(runtime, records, roi=roi, on_error=skip):
-            yield found
-        return
-    for path in watch_folder(watch, stop=Stopper()):
-        for _, found in predict_records(runtime, [Record(path)], roi=roi, on_error=skip):
-            yield found
+    records = [Record(path) for path in _listed(arguments)]
+    last = time.perf_counter()
+    with closing(predict_records(runtime, records, roi=roi, on_error=skip)) as judged:
+        for _, found in judged:
+            yield found, (time.perf_counter() - last) * 1000
+            last = time.perf_counter()
+
+
+def judged_arrivals(
+    runtime: Runtime,
+    inbox: FolderWatch,
+    roi: Path | None,
+    skip: Skip,
+    stop: Callable[[], bool],
+) -> Generator[Timed, None, None]:
+    """Judge what appears in a watched folder until `stop` says so; what has been taken in by then,
+    a handful of images, is judged before the end.
+
+    The milliseconds are those from the moment when an image was found complete and taken in: its
+    decoding, its wait behind others that were taken in before, and the network. An image that
+    cannot be read, also not a little later, is handed to `skip` and left out.
+    """
+    queue = FrameQueue()
+
+    def tell(frame: Frame, error: ImageError) -> None:
+        assert frame.path is not None
+        skip(Record(frame.path), error)
+
+    arrivals = inbox.images(lambda: stop() or queue.closed)
+    judged = judge_frames(runtime, arrivals, queue, roi=roi, retry=inbox.again, on_error=tell)
+    with closing(judged):
+        for frame, found in judged:
+            yield found, (time.perf_counter() - frame.taken) * 1000
 
 
 def _listed(arguments: Sequence[str]) -> list[Path]:

@@ -21,10 +21,22 @@ def spin_briefly() -> None:
 
 
 def set_threads(count: int | None) -> None:
-    """Compute on `count` threads; None leaves the libraries' choice, one per core."""
-    if count is not None:
-        if count < 1:
-            raise OptionError(f"threads={count} computes nothing.", hint="Use 1 or more.")
-        import torch
+    """Compute on `count` threads; None leaves the libraries' choice, one per core. Whichever engine
+    computes is not loaded for this: torch reads the variable when it is."""
+    if count is None:
+        return
+    if count < 1:
+        raise OptionError(f"threads={count} computes nothing.", hint="Use 1 or more.")
+    os.environ["OMP_NUM_THREADS"] = str(count)
+    if "torch" in sys.modules:
+        sys.modules["torch"].set_num_threads(count)
 
-        torch.set_num_threads(count)
+
+def thread_count() -> int:
+    """How many threads to compute on: what was set, or the cores that this process may use."""
+    given = os.environ.get("OMP_NUM_THREADS", "")
+    if given.isdigit() and int(given) > 0:
+        return int(given)
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1

@@ -35,7 +35,7 @@ class Sound(Detector):
     id: ClassVar[str] = "sound"
     paper: ClassVar[str] = "made for the tests"
     localizes: ClassVar[bool] = True
-    exportable: ClassVar[bool | str] = "a detector of the tests"
+    exportable: ClassVar[bool | str] = True
     learns_from_anomalies: ClassVar[bool] = False
     config_type: ClassVar[type[Config]] = SoundConfig
     config: SoundConfig
@@ -482,3 +482,22 @@ class IgnoresTheResizing(Sound):
         if self.config.resize != "squash":
             self.config = dataclasses.replace(self.config, resize="squash")
         return super().fit(data, **options)
+
+
+# --- leaving torch ---------------------------------------------------------------------------
+
+
+@breaks("an_export_agrees_or_the_reason_is_given")
+class SaysSomethingElseInAGraph(Sound):
+    def forward(self, images: Tensor, roi: Tensor | None = None) -> Prediction[Tensor]:
+        found = super().forward(images, roi)
+        if torch.compiler.is_compiling():
+            return found._replace(score=1.001 * found.score)
+        return found
+
+
+@breaks("an_export_agrees_or_the_reason_is_given")
+class FixesTheBatchInAGraph(Sound):
+    def forward(self, images: Tensor, roi: Tensor | None = None) -> Prediction[Tensor]:
+        found = super().forward(images, roi)
+        return found._replace(score=found.score[: int(images.shape[0])] + 0)

@@ -9,6 +9,7 @@ import dataclasses
 import importlib
 import inspect
 import json
+import re
 import subprocess
 import sys
 import typing
@@ -24,12 +25,13 @@ from torch import Tensor
 
 from amiss.data.index import index
 from amiss.data.stream import ImageStream
-from amiss.errors import AmissError, NotFittedError
+from amiss.errors import AmissError, ExportError, NotFittedError
+from amiss.export import export
 from amiss.learning.normals import Normals
 from amiss.methods.base import Detector
 from amiss.predict import predict_records
 from amiss.run import Run
-from amiss.runtime import as_runtime
+from amiss.runtime import as_runtime, load
 from amiss.types import Prediction, Record
 from made_images import DEFECT_PX, spoil, textures, write
 
@@ -549,6 +551,33 @@ def facts_are_plain_json(subject: Subject, scene: Scene) -> None:
         raise AssertionError(f"the facts are not JSON: {error}") from error
     assert again == facts, "lists and texts only: tuples and numbers as keys come back changed"
     assert all(isinstance(tensor, Tensor) for tensor in tensors.values())
+
+
+# --- leaving torch ---------------------------------------------------------------------------
+
+
+@check
+def an_export_agrees_or_the_reason_is_given(subject: Subject, scene: Scene) -> None:
+    detector = subject.make().fit(scene.train)
+    for target, suffix in (("onnx", ".onnx"), ("openvino", ".xml")):
+        path = scene.folder / f"part{suffix}"
+        path.unlink(missing_ok=True)
+        if detector.exportable is not True:
+            with pytest.raises(ExportError, match=re.escape(str(detector.exportable))):
+                export(detector, path, to=target)
+            assert not path.exists()
+            continue
+        done = export(detector, path, to=target)
+        assert done.parity.holds and done.parity.images >= sum(done.parity.batch_sizes)
+        exported = load(path)
+        for image in sorted(scene.test.iterdir()):
+            one, other = detector.predict(image), exported.predict(image)
+            assert not isinstance(one, list)
+            assert_same(one.score, other.score, 1e-4)
+            assert one.is_anomalous == other.is_anomalous and one.p_value == other.p_value
+            assert (other.anomaly_map is not None) == detector.localizes
+            if other.anomaly_map is not None:
+                assert_same(one.anomaly_map, other.anomaly_map, 1e-3)
 
 
 # --- options ---------------------------------------------------------------------------------

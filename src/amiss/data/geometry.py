@@ -75,8 +75,10 @@ def fill_frame(frame: UInt8, image: Image.Image, geometry: Geometry) -> None:
     Gray is resized once and then repeated, which gives the same levels as three resized channels.
     """
     top, left, height, width = geometry.inner
-    if image.size != (width, height):
-        image = image.resize((width, height), Image.Resampling.BILINEAR)
+    # Across, then down: in one call, versions of Pillow choose their order, and levels differ by 1.
+    for part in ((width, image.height), (width, height)):
+        if image.size != part:
+            image = image.resize(part, Image.Resampling.BILINEAR)
     pixels = np.asarray(image)
     if pixels.ndim == 2:
         pixels = pixels[:, :, None]

@@ -90,6 +90,22 @@ class Detector(nn.Module, ABC):
         bottom, right as shares of its height and width), `distance`."""
         return None
 
+    def about(self) -> dict[str, Any]:
+        """How the detector came to be, for reports: method, options, backbone, data; without the
+        long lists."""
+        facts = dict(self.artifact()[0])
+        long = {"steps", "outputs"}  # of the network
+        backbone = {k: v for k, v in facts.pop("backbone", {}).items() if k not in long}
+        training = {k: v for k, v in self.training_facts.items() if k not in {"files", "root"}}
+        return {
+            "method": self.id,
+            "paper": self.paper,
+            "options": self.config.as_dict(),
+            **facts,
+            "backbone": backbone,
+            "training": training,
+        }
+
     # --- what a user calls -------------------------------------------------------------------
     # These four are doors to functions that stand above the methods, hence the late imports.
 

@@ -116,7 +116,7 @@ class PatchCore(Detector):
     id: ClassVar[str] = "patchcore"
     paper: ClassVar[str] = "Roth et al., CVPR 2022, arXiv 2106.08265"
     localizes: ClassVar[bool] = True
-    exportable: ClassVar[bool | str] = "export is not implemented yet"
+    exportable: ClassVar[bool | str] = True
     learns_from_anomalies: ClassVar[bool] = False
     config_type: ClassVar[type[Config]] = PatchCoreConfig
     config: PatchCoreConfig

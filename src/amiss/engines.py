@@ -1,0 +1,195 @@
+"""`ExportedDetector`: a detector that was exported, behind the same calls, without torch."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from amiss.calibration import Calibration
+from amiss.data.geometry import ResizeMode
+from amiss.errors import ArtifactError, MissingDependencyError, OptionError
+from amiss.exported_file import read_manifest, rewrite
+from amiss.threads import thread_count
+from amiss.types import Bool, Float32, ImageResult, Prediction, UInt8
+
+Engine = Callable[[dict[str, Any]], list[Any]]
+"""Named inputs of the graph -> its outputs in order."""
+
+
+class ExportedDetector:
+    """What `amiss.load` makes of an exported file. A `Runtime`: predict and evaluate take it.
+
+    `threads`: what the engine computes on, None for all cores.
+    """
+
+    def __init__(self, path: Path, *, threads: int | None = None) -> None:
+        self.path = path
+        manifest = self.manifest = read_manifest(path)
+        try:
+            self._take(manifest)
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise ArtifactError(
+                f"{path} does not hold what its manifest says: {error}", hint="Export again."
+            ) from error
+        self._engine = open_engine(path, threads or thread_count())
+
+    def _take(self, manifest: dict[str, Any]) -> None:
+        config, arrays, training = manifest["config"], manifest["arrays"], manifest["training"]
+        self.id: str = manifest["id"]
+        height, width = config["image_size"]
+        self.image_size = (int(height), int(width))
+        self.resize: ResizeMode = "letterbox" if config["resize"] == "letterbox" else "squash"
+        self.window: str = training.get("window", "percentile")
+        self.roi: Bool | None = None  # one that was given at the fit is part of the graph
+        self.training_facts = dict(training)
+        self.training_digests: UInt8 = arrays["training.digests"]
+        self.labelled_digests: UInt8 = arrays["labelled.digests"]
+        self.metrics: dict[str, Any] = dict(manifest["metrics"])
+        self.takes_roi = bool(manifest["export"]["takes_roi"])
+        self.localizes = bool(manifest["localizes"])
+        self.calibration: Calibration | None = None
+        if manifest["calibration"] is not None:
+            self.calibration = Calibration.from_dict(
+                manifest["calibration"], arrays["calibration.scores"],
+                arrays.get("calibration.map_maxima"),
+            )  # fmt: skip
+
+    def __call__(self, images: UInt8, rois: Bool | None) -> Prediction[Float32]:
+        """See `amiss.runtime.Runtime`."""
+        if rois is not None and not self.takes_roi:
+            raise OptionError(
+                f"{self.path.name} takes no region of interest.",
+                hint="Export it with --roi-input, or give none.",
+            )
+        inputs: dict[str, Any] = {"images": np.ascontiguousarray(images)}
+        if self.takes_roi:
+            inputs["roi"] = np.ones(images.shape[:3], np.bool_) if rois is None else rois
+        try:
+            found = self._engine(inputs)
+        except _engine_errors() as error:
+            raise ArtifactError(
+                f"{self.path.name} cannot judge images of shape {images.shape}: "
+                f"{_first_line(error)}",
+                hint="Export again.",
+            ) from error
+        return Prediction(found[0], found[1] if self.localizes else None)
+
+    def predict(self, images: Any) -> ImageResult | list[ImageResult]:
+        """Judge a path, a uint8 array, or a list of these; see `amiss.predict.predict`."""
+        from amiss.predict import predict
+
+        return predict(self, images)
+
+    def evidence(self, images: UInt8, rois: Bool | None) -> None:
+        """None: the graph does not say which normal patch it compared with."""
+
+    def about(self) -> dict[str, Any]:
+        """What the report says about how the detector came to be, without its long lists."""
+        training = {k: v for k, v in self.training_facts.items() if k not in {"files", "root"}}
+        return {
+            "method": self.id,
+            "paper": self.manifest["paper"],
+            "options": self.manifest["config"],
+            **self.manifest["facts"],
+            "training": training,
+            "export": self.manifest["export"],
+        }
+
+    def save(self, path: str | Path) -> Path:
+        """Write the same graph with the calibration and metrics of now."""
+        path = Path(path)
+        if path.suffix != self.path.suffix:
+            raise ArtifactError(
+                f"{self.path.name} cannot be saved as {path.name}: the kind stays.",
+                hint=f"Name a file that ends in {self.path.suffix}.",
+            )
+        calibration, arrays = self.calibration, dict(self.manifest["arrays"])
+        arrays["labelled.digests"] = self.labelled_digests
+        if calibration is not None:
+            arrays["calibration.scores"] = calibration.scores
+            if calibration.map_maxima is not None:
+                arrays["calibration.map_maxima"] = calibration.map_maxima
+        self.manifest |= {
+            "calibration": None if calibration is None else calibration.as_dict(),
+            "metrics": self.metrics,
+            "arrays": arrays,
+        }
+        rewrite(self.path, path, self.manifest)
+        return path
+
+
+def open_engine(path: Path, threads: int) -> Engine:
+    """The graph in a file, ready to run on so many threads.
+
+    Raises:
+        ArtifactError: the engine cannot read it.
+        MissingDependencyError: the engine is not installed.
+    """
+    try:
+        return _onnx(path, threads) if path.suffix == ".onnx" else _openvino(path, threads)
+    except ImportError as error:
+        extra = "amiss" if path.suffix == ".onnx" else "amiss[openvino]"
+        raise MissingDependencyError(
+            f"{path.name} needs the package {error.name}.", hint=f'Install "{extra}".'
+        ) from error
+    except _engine_errors() as error:
+        raise ArtifactError(
+            f"{path} cannot be run: {_first_line(error)}", hint="Export again."
+        ) from error
+
+
+def _onnx(path: Path, threads: int) -> Engine:
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.log_severity_level = 3
+    session = onnxruntime.InferenceSession(
+        os.fspath(path), options, providers=["CPUExecutionProvider"]
+    )
+
+    def run(inputs: dict[str, Any]) -> list[Any]:
+        return list(session.run(None, inputs))
+
+    return run
+
+
+def _openvino(path: Path, threads: int) -> Engine:
+    import openvino
+
+    settings = {
+        "INFERENCE_NUM_THREADS": threads,
+        "PERFORMANCE_HINT": "LATENCY",
+        # Left to itself it computes in bfloat16 where the processor can, and scores move by 1e-2.
+        "INFERENCE_PRECISION_HINT": "f32",
+    }
+    model = openvino.Core().compile_model(os.fspath(path), "CPU", settings)
+    request = model.create_infer_request()
+
+    def run(inputs: dict[str, Any]) -> list[Any]:
+        request.infer(inputs, share_inputs=True)
+        return [np.array(request.get_output_tensor(n).data) for n in range(len(model.outputs))]
+
+    return run
+
+
+def _engine_errors() -> tuple[type[Exception], ...]:
+    """What the engines raise: OpenVINO's are RuntimeErrors, those of ONNX Runtime share no base."""
+    state = sys.modules.get("onnxruntime.capi.onnxruntime_pybind11_state")
+    own = [kind for kind in vars(state).values() if _is_error(kind)] if state else []
+    return (RuntimeError, ValueError, *own)
+
+
+def _is_error(kind: object) -> bool:
+    return isinstance(kind, type) and issubclass(kind, Exception)
+
+
+def _first_line(error: Exception) -> str:
+    text = str(error).strip()
+    return text.splitlines()[0] if text else type(error).__name__

@@ -1,0 +1,32 @@
+"""From an ONNX graph to an OpenVINO model: an XML file with its weights beside it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+from amiss.errors import ExportError, MissingDependencyError
+from amiss.exported_file import write_openvino
+
+
+def convert(onnx_file: Path, path: Path, *, half: bool, manifest: dict[str, Any]) -> None:
+    """Write `path` (.xml) and its .bin. `half`: weights in float16, arithmetic in float32.
+
+    Raises:
+        MissingDependencyError: OpenVINO is not installed.
+        ExportError: an operation that it does not know.
+    """
+    try:
+        import openvino
+    except ImportError as error:
+        raise MissingDependencyError(
+            "Exporting to OpenVINO needs the package openvino.", hint='Install "amiss[openvino]".'
+        ) from error
+    try:
+        model = openvino.convert_model(onnx_file)
+        openvino.save_model(model, path, compress_to_fp16=half)
+    except RuntimeError as error:
+        reason = str(error).strip().splitlines()[0]
+        raise ExportError(f"OpenVINO cannot read the graph: {reason}") from error
+    write_openvino(path, path.with_suffix(".bin"), ElementTree.parse(path), manifest)
