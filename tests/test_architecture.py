@@ -39,11 +39,10 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "amiss.exported_file",
         "amiss.engines",
         "amiss.runtime",
-        "amiss.export",
         "amiss.outcome",
     ),
     ("amiss.predict", "amiss.evaluation", "amiss.fit", "amiss.recalibrate", "amiss.frames"),
-    ("amiss.report", "amiss.serve", "amiss.cluster"),
+    ("amiss.export", "amiss.report", "amiss.serve", "amiss.cluster"),
     (
         "amiss.console",
         "amiss.flags",

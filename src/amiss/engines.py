@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -169,7 +171,8 @@ def _openvino(path: Path, threads: int) -> Engine:
         # Left to itself it computes in bfloat16 where the processor can, and scores move by 1e-2.
         "INFERENCE_PRECISION_HINT": "f32",
     }
-    model = openvino.Core().compile_model(os.fspath(path), "CPU", settings)
+    with _signal_stack_kept():
+        model = openvino.Core().compile_model(os.fspath(path), "CPU", settings)
     request = model.create_infer_request()
 
     def run(inputs: dict[str, Any]) -> list[Any]:
@@ -177,6 +180,28 @@ def _openvino(path: Path, threads: int) -> Engine:
         return [np.array(request.get_output_tensor(n).data) for n in range(len(model.outputs))]
 
     return run
+
+
+class _SignalStack(ctypes.Structure):
+    """`stack_t` of Linux."""
+
+    _fields_ = (("start", ctypes.c_void_p), ("flags", ctypes.c_int), ("size", ctypes.c_size_t))
+
+
+@contextmanager
+def _signal_stack_kept() -> Iterator[None]:
+    """OpenVINO's plugin for processors gives this thread a stack for signal handlers, and releases
+    its memory with the plugin: the next Ctrl-C would end the process with a segmentation fault.
+    """
+    before = _SignalStack()
+    set_stack = ctypes.CDLL(None).sigaltstack if sys.platform == "linux" else None
+    if set_stack is not None:
+        set_stack(None, ctypes.byref(before))
+    try:
+        yield
+    finally:
+        if set_stack is not None:
+            set_stack(ctypes.byref(before), None)
 
 
 def _engine_errors() -> tuple[type[Exception], ...]:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -181,6 +183,22 @@ def test_openvino_agrees_and_keeps_its_manifest(fitted: PatchCore, tmp_path: Pat
     again = amiss.load(tmp_path / "other.xml")
     assert again.calibration.threshold == 3.5
     assert again.predict(image).score == exported.predict(image).score
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads the stack as Linux describes it")
+def test_openvino_leaves_the_stack_of_signal_handlers_alone(
+    fitted: PatchCore, tmp_path: Path
+) -> None:
+    path = export(fitted, tmp_path / "part.xml", to="openvino").path
+    script = (
+        "import ctypes, sys, amiss\n"
+        "kept = (ctypes.c_uint64 * 3)()\n"
+        "part = amiss.load(sys.argv[1])\n"
+        "ctypes.CDLL(None).sigaltstack(None, kept)\n"
+        "sys.exit(kept[0] != 0)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script, path], timeout=60, check=False)
+    assert done.returncode == 0
 
 
 def test_the_threshold_of_an_exported_file_is_changed_in_place(
