@@ -10,6 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
+from amiss.cli_export import export
 from amiss.cli_fit import fit_command
 from amiss.console import (
     print_error,
@@ -47,7 +48,7 @@ def build_app(method: str | None) -> typer.Typer:
     app.add_typer(fit_app, name="fit")
     commands: dict[str, Callable[..., None]] = {
         "evaluate": evaluate, "predict": predict, "calibrate": calibrate, "check": check,
-        "methods": methods, "inspect": show,
+        "export": export, "methods": methods, "inspect": show,
     }  # fmt: skip
     for name, function in commands.items():
         app.command(name)(function)
@@ -263,9 +264,9 @@ def check(  # noqa: PLR0913 - one parameter per flag
 
     outliers: list[tuple[Path, float, float | None]] = []
     if detector is not None:
-        from amiss.artifact import read_manifest
+        from amiss.runtime import stored_manifest
 
-        training = read_manifest(detector)["training"]
+        training = stored_manifest(detector)["training"]
         root = Path(training["root"] or "")
         outliers = [(root / x["file"], x["score"], None) for x in training["least_normal"]]
     dataset = index(
@@ -310,14 +311,14 @@ def methods(*, json: Json = False) -> None:
 
 
 def show(
-    detector: Annotated[Path, typer.Argument(help="A file made by `amiss fit`.")],
+    detector: Annotated[Path, typer.Argument(help="A file made by `amiss fit` or `amiss export`.")],
     *,
     json: Json = False,
 ) -> None:
     """Say what a file holds: method, options, data, calibration, versions."""
-    from amiss.artifact import read_manifest
+    from amiss.runtime import stored_manifest
 
-    manifest = read_manifest(detector)
+    manifest = stored_manifest(detector)
     manifest["facts"].get("backbone", {}).pop("steps", None)
     if json:
         print_json(manifest)

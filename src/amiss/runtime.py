@@ -20,6 +20,9 @@ if TYPE_CHECKING:
     from amiss.calibration import Calibration
     from amiss.methods.base import Detector
 
+EXPORTED = {".onnx", ".xml"}
+"""How the names of exported files end."""
+
 
 class Runtime(Protocol):
     """What predict needs of a detector, whichever engine runs it."""
@@ -136,7 +139,7 @@ def load(path: str | Path) -> Any:
     path = Path(path)
     if not path.is_file():
         raise ArtifactError(f"There is no file at {path}.", hint="Make one with `amiss fit`.")
-    if path.suffix in {".onnx", ".xml"}:
+    if path.suffix in EXPORTED:
         from amiss.engines import ExportedDetector
 
         return ExportedDetector(path)
@@ -151,9 +154,27 @@ def load_detector(path: str | Path) -> Detector:
     Raises:
         ArtifactError: as `load`, and for an exported file.
     """
-    if Path(path).suffix in {".onnx", ".xml"}:
+    if Path(path).suffix in EXPORTED:
         raise ArtifactError(
             f"{path} was exported already.", hint="Give the .amiss file that it was made from."
         )
     detector: Detector = load(path)
     return detector
+
+
+def stored_manifest(path: str | Path) -> dict[str, Any]:
+    """What a file says of itself, of JSON types, its graph or tensors left where they are.
+
+    Raises:
+        ArtifactError: as `load`.
+    """
+    path = Path(path)
+    if path.suffix in EXPORTED:
+        from amiss import exported_file
+
+        manifest = exported_file.read_manifest(path)
+        del manifest["arrays"]
+        return manifest
+    from amiss.artifact import read_manifest
+
+    return read_manifest(path)

@@ -16,7 +16,10 @@ def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, st
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
+        temporary.touch()
+        mode = temporary.stat().st_mode
         save_file(tensors, temporary, metadata=metadata)
+        temporary.chmod(mode)  # it makes files that nobody but their owner may read
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
