@@ -75,7 +75,8 @@ def fit(task: dict[str, Any]) -> dict[str, Any]:
     del model.fit  # the stopwatch, which cannot be stored
     if not task.get("trial"):
         dump_raw(task, model, module)
-        engine.export(model, "torch", export_root=task["folder"], model_file_name=task["name"])
+        for kind in ("torch", "onnx", "openvino")[: 3 if task["exports"] else 1]:
+            engine.export(model, kind, export_root=task["folder"], model_file_name=task["name"])
     return {
         "import_seconds": imported - begun,
         "fit_seconds": stages.coreset_end - start,
@@ -301,7 +302,51 @@ def latency(task: dict[str, Any]) -> dict[str, Any]:
         "all_paths_ms": {name: statistics.median(times) for name, times in paths.items()},
         "bare_torch_model_ms": statistics.median(stopwatch(bare, tensors, runs)),
         "load_seconds": loaded,
+        **(exported_latency(task, tensors) if task["exports"] else {}),
     }
+
+
+def exported_latency(task: dict[str, Any], tensors: list[Any]) -> dict[str, float]:
+    """Milliseconds per image of the exported files, called without anything around them, in
+    batches of the size that the graph was traced with: it accepts no other."""
+    import numpy as np
+    import onnxruntime
+    import openvino
+
+    weights = Path(task["folder"], "weights")
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = task["threads"]
+    session = onnxruntime.InferenceSession(
+        weights / "onnx" / f"{task['name']}.onnx", options, providers=["CPUExecutionProvider"]
+    )
+    model = openvino.Core().compile_model(
+        weights / "openvino" / f"{task['name']}.xml", "CPU",
+        {"INFERENCE_NUM_THREADS": task["threads"], "PERFORMANCE_HINT": "LATENCY"},
+    )  # fmt: skip
+    name = session.get_inputs()[0].name
+    images = [np.concatenate([tensors[i].numpy(), tensors[i - 1].numpy()]) for i in range(8)]
+    found = {}
+    for kind, call in (
+        ("onnx", lambda x: session.run(None, {name: x})),
+        ("openvino", lambda x: model(x)),
+    ):
+        batch = accepted_batch(call, images[0])
+        times = []
+        for number in range(10 + task["latency_runs"]):
+            start = time.perf_counter()
+            call(images[number % 8][:batch])
+            times.append(1000 * (time.perf_counter() - start) / batch)
+        found |= {f"{kind}_ms": statistics.median(times[10:]), f"{kind}_batch": float(batch)}
+    return found
+
+
+def accepted_batch(call: Callable[[Any], Any], images: Any) -> int:
+    """1 where the graph takes one image, else 2."""
+    try:
+        call(images[:1])
+    except Exception:  # noqa: BLE001 - whatever the engine raises
+        return 2
+    return 1
 
 
 def stopwatch(predict: Callable[[Any], Any], inputs: list[Any], runs: int) -> list[float]:

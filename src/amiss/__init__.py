@@ -59,10 +59,12 @@ def __getattr__(name: str) -> Any:
         return importlib.import_module(f"amiss.{name}")
     if name not in _PLACES:
         raise AttributeError(f"module 'amiss' has no attribute {name!r}")
+    from amiss.errors import naming_extra
     from amiss.threads import spin_briefly
 
     spin_briefly()
-    value = getattr(importlib.import_module(_PLACES[name]), name)
+    with naming_extra(f"amiss.{name}", "train"):
+        value = getattr(importlib.import_module(_PLACES[name]), name)
     globals()[name] = value
     return value
 

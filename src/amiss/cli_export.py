@@ -34,8 +34,11 @@ def export(  # noqa: PLR0913 - one parameter per flag
 ) -> None:
     """Write a graph for ONNX Runtime or OpenVINO that provably says the same."""
     from amiss.data.index import index
-    from amiss.export import export as write
-    from amiss.export.exporting import SUFFIX
+    from amiss.errors import naming_extra
+
+    with naming_extra("An export", "train"):
+        from amiss.export import export as write
+        from amiss.export.exporting import SUFFIX
     from amiss.run import Run, mute
     from amiss.runtime import load_detector
     from amiss.threads import set_threads

@@ -14,7 +14,7 @@ import numpy as np
 
 from amiss.calibration import Calibration
 from amiss.data.geometry import ResizeMode
-from amiss.errors import ArtifactError, MissingDependencyError, OptionError
+from amiss.errors import ArtifactError, OptionError, naming_extra
 from amiss.exported_file import read_manifest, rewrite
 from amiss.threads import thread_count
 from amiss.types import Bool, Float32, ImageResult, Prediction, UInt8
@@ -133,12 +133,10 @@ def open_engine(path: Path, threads: int) -> Engine:
         MissingDependencyError: the engine is not installed.
     """
     try:
-        return _onnx(path, threads) if path.suffix == ".onnx" else _openvino(path, threads)
-    except ImportError as error:
-        extra = "amiss" if path.suffix == ".onnx" else "amiss[openvino]"
-        raise MissingDependencyError(
-            f"{path.name} needs the package {error.name}.", hint=f'Install "{extra}".'
-        ) from error
+        if path.suffix == ".onnx":
+            return _onnx(path, threads)
+        with naming_extra(path.name, "openvino"):
+            return _openvino(path, threads)
     except _engine_errors() as error:
         raise ArtifactError(
             f"{path} cannot be run: {_first_line(error)}", hint="Export again."

@@ -19,6 +19,9 @@ A message says what came and what is allowed; `hint` says what to do next.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 
 class AmissError(Exception):
     """Base of the tree. `hint` is one sentence a person can act on, or empty."""
@@ -83,3 +86,18 @@ class ExportError(AmissError):
 
 class MissingDependencyError(AmissError):
     """An optional part is not installed; says which extra brings it."""
+
+
+@contextmanager
+def naming_extra(what: str, extra: str) -> Iterator[None]:
+    """Within `with`, a package that is not there is a MissingDependencyError: `what` needs it, and
+    `extra` of amiss brings it. A missing part of amiss itself stays what it is."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.split(".")[0] == "amiss":
+            raise
+        raise MissingDependencyError(
+            f"{what} needs {error.name}, which is not installed.",
+            hint=f"pip install 'amiss[{extra}]'",
+        ) from error

@@ -13,7 +13,7 @@ import numpy as np
 
 from amiss.data.geometry import ResizeMode
 from amiss.data.stream import ImageStream, OnError
-from amiss.errors import ArtifactError
+from amiss.errors import ArtifactError, naming_extra
 from amiss.types import Bool, Float32, Prediction, Record, UInt8
 
 if TYPE_CHECKING:
@@ -135,6 +135,7 @@ def load(path: str | Path) -> Any:
 
     Raises:
         ArtifactError: no such file, of unknown kind, damaged or too new.
+        MissingDependencyError: the engine that computes it is not installed.
     """
     path = Path(path)
     if not path.is_file():
@@ -143,8 +144,8 @@ def load(path: str | Path) -> Any:
         from amiss.engines import ExportedDetector
 
         return ExportedDetector(path)
-    from amiss.artifact import load as load_artifact
-
+    with naming_extra(f"{path.name}, which torch computes,", "train"):
+        from amiss.artifact import load as load_artifact
     return load_artifact(path)
 
 
@@ -175,6 +176,6 @@ def stored_manifest(path: str | Path) -> dict[str, Any]:
         manifest = exported_file.read_manifest(path)
         del manifest["arrays"]
         return manifest
-    from amiss.artifact import read_manifest
-
+    with naming_extra(f"{path.name}, which torch computes,", "train"):
+        from amiss.artifact import read_manifest
     return read_manifest(path)

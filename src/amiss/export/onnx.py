@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from amiss.errors import ExportError, MissingDependencyError
+from amiss.errors import ExportError, naming_extra
 from amiss.export.graph import ExportedForm
 from amiss.types import UInt8
 
@@ -133,13 +133,9 @@ def _tidy(model: Any) -> None:
 
 
 def _require_onnx() -> None:
-    try:
+    with naming_extra("An export", "train"):
         import onnx  # noqa: F401
         import onnxscript  # noqa: F401
-    except ImportError as error:
-        raise MissingDependencyError(
-            f"Exporting needs the package {error.name}.", hint='Install "amiss[train]".'
-        ) from error
 
 
 @contextlib.contextmanager

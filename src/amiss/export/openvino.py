@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
-from amiss.errors import ExportError, MissingDependencyError
+from amiss.errors import ExportError, naming_extra
 from amiss.exported_file import write_openvino
 
 
@@ -17,12 +17,8 @@ def convert(onnx_file: Path, path: Path, *, half: bool, manifest: dict[str, Any]
         MissingDependencyError: OpenVINO is not installed.
         ExportError: an operation that it does not know.
     """
-    try:
+    with naming_extra("An export to OpenVINO", "openvino"):
         import openvino
-    except ImportError as error:
-        raise MissingDependencyError(
-            "Exporting to OpenVINO needs the package openvino.", hint='Install "amiss[openvino]".'
-        ) from error
     try:
         model = openvino.convert_model(onnx_file)
         openvino.save_model(model, path, compress_to_fp16=half)

@@ -6,7 +6,7 @@ import importlib
 from difflib import get_close_matches
 from typing import TYPE_CHECKING
 
-from amiss.errors import MissingDependencyError, OptionError
+from amiss.errors import OptionError, naming_extra
 
 if TYPE_CHECKING:
     from amiss.methods.base import Detector
@@ -30,13 +30,6 @@ def method_class(method: str) -> type[Detector]:
             hint=(f"Did you mean {near[0]}? " if near else "") + f"Methods: {', '.join(METHODS)}.",
         )
     module, name = METHODS[method].split(":")
-    try:
+    with naming_extra(f"The method {method}", "train"):
         found: type[Detector] = getattr(importlib.import_module(module), name)
-    except ModuleNotFoundError as error:
-        if error.name and error.name.startswith("amiss"):
-            raise
-        raise MissingDependencyError(
-            f"The method {method} needs {error.name}, which is not installed.",
-            hint="pip install 'amiss[train]'",
-        ) from error
     return found

@@ -22,7 +22,7 @@ from urllib.parse import urlparse
 import torch
 from torch import Tensor, nn
 
-from amiss.errors import MissingDependencyError, OptionError, WeightsError
+from amiss.errors import OptionError, WeightsError, naming_extra
 from amiss.nn.folded import CannotFoldError, FoldedNetwork, fold
 from amiss.nn.lite import FEATURES, build_lite
 
@@ -254,13 +254,8 @@ def _require_known(timm: Any, backbone: str) -> None:
 
 
 def _import_timm() -> Any:
-    try:
+    with naming_extra("Building a backbone", "train"):
         import timm
-    except ImportError as error:
-        raise MissingDependencyError(
-            "Building a backbone needs timm, which is not installed.",
-            hint="pip install 'amiss[train]'",
-        ) from error
     return timm
 
 
