@@ -69,8 +69,8 @@ METHOD = [
     "of the evaluation, imports included.",
     "Peak memory is ru_maxrss of the process that fits and evaluates. anomalib's holds its "
     "validation as well, the row 'after the fit' does not; its loader processes are never in it.",
-    "Exports: amiss.load(file).predict(array), resizing, decision and regions included; of anomalib "
-    "the bare session on a prepared float tensor, in batches of what its graph accepts, per image.",
+    "Exports: amiss.load(file).predict(array), decision and regions included; of anomalib the "
+    "bare session on a prepared float tensor, in batches of what its graph accepts, per image.",
     "Each process is bound to as many cores as it has threads. Both take uint8 arrays of test "
     "images for the latency, and the map is part of the answer.",
     "Quality 'same judge': amiss.metrics on the raw scores and maps of both, the same masks.",
