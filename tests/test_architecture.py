@@ -52,6 +52,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "amiss.cli",
         "amiss.cli_fit",
         "amiss.cli_export",
+        "amiss.__main__",
     ),
 )
 

@@ -25,6 +25,7 @@ from amiss.flags import (
     option_value,
 )
 from amiss.methods import method_class
+from amiss.run import peak_mib
 from amiss.threads import set_threads
 
 
@@ -98,7 +99,6 @@ def run_fit(  # noqa: PLR0913 - one parameter per flag
 
 
 def _say_fit(detector: Any, output: Path, notes: list[str], *, as_json: bool) -> None:
-    from amiss.memory.plan import peak_mib
 
     training, calibration = detector.training_facts, detector.calibration
     if as_json:

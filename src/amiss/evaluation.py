@@ -14,7 +14,6 @@ from amiss.data.geometry import Geometry, fit_frame, resize_mask
 from amiss.data.images import read_mask, stored_size
 from amiss.data.index import Dataset, Source, index
 from amiss.errors import DataError, ImageError, LeakageError
-from amiss.memory.plan import peak_mib
 from amiss.metrics import (
     bootstrap_interval,
     image_ap,
@@ -25,7 +24,7 @@ from amiss.metrics import (
 )
 from amiss.outcome import DeferredResult, Judged, Report
 from amiss.predict import BATCH, decide, frame_rois, list_regions
-from amiss.run import Run
+from amiss.run import Run, peak_mib
 from amiss.runtime import Fitted, Runtime, as_runtime, image_stream
 from amiss.types import ANOMALOUS, NORMAL, Bool, Float32, Float64, Record
 from amiss.versions import versions

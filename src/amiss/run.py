@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -46,3 +47,13 @@ class Run:
             raise OptionError(
                 f"batch_size={self.batch_size} holds no image.", hint="Use 1 or more."
             )
+
+
+def peak_mib() -> float:
+    """The largest resident size of the process so far; 0 where the system does not say."""
+    try:
+        import resource
+    except ImportError:
+        return 0.0
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / (1 << 20) if sys.platform == "darwin" else peak / 1024

@@ -6,7 +6,8 @@ import pytest
 
 from amiss.errors import MemoryLimitError
 from amiss.memory import plan
-from amiss.memory.plan import peak_mib, plan_memory, resident_mib
+from amiss.memory.plan import plan_memory, resident_mib
+from amiss.run import peak_mib
 
 
 @pytest.fixture(autouse=True)

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 from amiss.errors import MemoryLimitError
+from amiss.run import peak_mib
 
 _MIB = 1 << 20
 _SEARCH_MIB = 96  # blocks and pool of the greedy search, decoded images under way, slack
@@ -76,16 +76,6 @@ def resident_mib() -> float:
 
         return int(statm.read_text().split()[1]) * resource.getpagesize() / _MIB
     return peak_mib()
-
-
-def peak_mib() -> float:
-    """The largest resident size of the process so far; 0 where the system does not say."""
-    try:
-        import resource
-    except ImportError:
-        return 0.0
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / _MIB if sys.platform == "darwin" else peak / 1024
 
 
 def _free_mib(used: float) -> float | None:
