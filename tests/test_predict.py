@@ -286,7 +286,7 @@ def test_a_runtime_stays_itself(detector: PatchCore, normals: Path) -> None:
     )
 
 
-def test_exported_files_are_refused_by_name(tmp_path: Path) -> None:
+def test_what_is_no_exported_file_is_refused_by_name(tmp_path: Path) -> None:
     for suffix in (".onnx", ".xml"):
         path = tmp_path / f"part{suffix}"
         path.write_text("x")

@@ -55,15 +55,15 @@ _MODULES = ("memory", "metrics")
 
 
 def __getattr__(name: str) -> Any:
-    if name in _MODULES:
-        return importlib.import_module(f"amiss.{name}")
-    if name not in _PLACES:
+    if name not in _PLACES and name not in _MODULES:
         raise AttributeError(f"module 'amiss' has no attribute {name!r}")
     from amiss.errors import naming_extra
     from amiss.threads import spin_briefly
 
     spin_briefly()
     with naming_extra(f"amiss.{name}", "train"):
+        if name in _MODULES:
+            return importlib.import_module(f"amiss.{name}")
         value = getattr(importlib.import_module(_PLACES[name]), name)
     globals()[name] = value
     return value

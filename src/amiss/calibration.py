@@ -174,28 +174,25 @@ def with_threshold(calibration: Calibration, threshold: float) -> Calibration:
     return _moved(calibration, threshold, "manual", ())
 
 
-def along(
-    calibration: Calibration, score: tuple[float, float], peak: tuple[float, float]
+def scaled(
+    calibration: Calibration, score: float, peak: float, *, notes: tuple[str, ...] = ()
 ) -> Calibration:
-    """The same calibration for a model whose scores are slope * score + offset, and whose map
-    values likewise, each (slope, offset): thresholds move along, rates and p-values stay.
+    """The same calibration for a model whose scores are `score` times, and whose map values are
+    `peak` times, those that it was made with; both above 0. Thresholds move along, rates and
+    p-values stay. `notes` say why."""
 
-    Raises CalibrationError for a slope that is not positive: the order of scores would change.
-    """
-    if score[0] <= 0 or peak[0] <= 0:
-        raise CalibrationError("Scores do not keep their order, so no threshold can follow them.")
-
-    def mapped(values: Any, line: tuple[float, float]) -> Any:
-        return None if values is None else line[0] * values + line[1]
+    def times(values: Any, factor: float) -> Any:
+        return None if values is None else factor * values
 
     display = calibration.display
     return dataclasses.replace(
         calibration,
-        scores=mapped(calibration.scores, score),
-        map_maxima=mapped(calibration.map_maxima, peak),
-        threshold=mapped(calibration.threshold, score),
-        pixel_threshold=mapped(calibration.pixel_threshold, peak),
-        display=None if display is None else (mapped(display[0], peak), mapped(display[1], peak)),
+        scores=times(calibration.scores, score),
+        map_maxima=times(calibration.map_maxima, peak),
+        threshold=times(calibration.threshold, score),
+        pixel_threshold=times(calibration.pixel_threshold, peak),
+        display=None if display is None else (times(display[0], peak), times(display[1], peak)),
+        notes=(*calibration.notes, *notes),
     )
 
 

@@ -22,7 +22,7 @@ from amiss.console import (
 )
 from amiss.errors import AmissError, OptionError
 from amiss.flags import ElpvAnomalous, Json, Layout, MaskDir, Roi, TestFraction, Threads, Window
-from amiss.methods import METHODS, method_class
+from amiss.methods import ABOUT, METHODS
 from amiss.threads import set_threads, spin_briefly
 
 _TABLE_HELP = "Finds what is amiss in an image after seeing only normal ones."
@@ -201,7 +201,9 @@ def predict(  # noqa: PLR0913 - one parameter per flag
 
 
 def calibrate(  # noqa: PLR0913 - one parameter per flag
-    detector: Annotated[Path, typer.Argument(help="A file made by `amiss fit`; it is changed.")],
+    detector: Annotated[
+        Path, typer.Argument(help="A file made by `amiss fit` or `export`; it is changed.")
+    ],
     *,
     max_false_alarm: Annotated[float | None, typer.Option(help="Another false-alarm rate.")] = None,
     threshold: Annotated[float | None, typer.Option(help="A threshold of your own.")] = None,
@@ -217,6 +219,7 @@ def calibrate(  # noqa: PLR0913 - one parameter per flag
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="Write here and keep the old file.")
     ] = None,
+    threads: Threads = None,
     json: Json = False,
 ) -> None:
     """Change the threshold of a fitted detector; nothing is fitted again."""
@@ -224,7 +227,12 @@ def calibrate(  # noqa: PLR0913 - one parameter per flag
     from amiss.runtime import load
 
     require_writable(output or detector)
-    model = load(detector)
+    if output is not None and output.suffix != detector.suffix:
+        raise OptionError(
+            f"{detector.name} cannot become {output.name}: the kind stays.",
+            hint=f"Let it end in {detector.suffix}.",
+        )
+    model = load(detector, threads=threads)
     changed = recalibrate(
         model, max_false_alarm=max_false_alarm, threshold=threshold, policy=policy,
         labelled=labelled, roi=roi, layout=layout,
@@ -290,18 +298,7 @@ def check(  # noqa: PLR0913 - one parameter per flag
 
 def methods(*, json: Json = False) -> None:
     """List the methods and what each can do."""
-    rows = []
-    for name in METHODS:
-        kind = method_class(name)
-        rows.append(
-            {
-                "id": kind.id,
-                "paper": kind.paper,
-                "localizes": kind.localizes,
-                "exportable": kind.exportable,
-                "learns_from_anomalies": kind.learns_from_anomalies,
-            }
-        )
+    rows = [{"id": name, **about._asdict()} for name, about in ABOUT.items()]
     if json:
         print_json({"methods": rows})
         return

@@ -26,7 +26,7 @@ def export(  # noqa: PLR0913 - one parameter per flag
         bool, typer.Option(help="Let the graph take a region of interest beside each image.")
     ] = False,
     data: Annotated[
-        str | None, typer.Option(help="Labelled images on which the loss of int8 is measured.")
+        str | None, typer.Option(help="Labelled images on which both are judged and compared.")
     ] = None,
     layout: Layout = None,
     threads: Threads = None,
@@ -34,7 +34,7 @@ def export(  # noqa: PLR0913 - one parameter per flag
 ) -> None:
     """Write a graph for ONNX Runtime or OpenVINO that provably says the same."""
     from amiss.data.index import index
-    from amiss.errors import naming_extra
+    from amiss.errors import OptionError, naming_extra
 
     with naming_extra("An export", "train"):
         from amiss.export import export as write
@@ -44,6 +44,8 @@ def export(  # noqa: PLR0913 - one parameter per flag
     from amiss.threads import set_threads
 
     set_threads(threads)
+    if layout is not None and data is None:
+        raise OptionError("--layout says how --data lies, which was not given.")
     path = output or detector.with_suffix(SUFFIX.get(to, ".onnx"))
     require_writable(path)
     model = load_detector(detector)

@@ -14,8 +14,8 @@ import numpy as np
 
 from amiss.calibration import Calibration
 from amiss.data.geometry import ResizeMode
-from amiss.errors import ArtifactError, OptionError, naming_extra
-from amiss.exported_file import read_manifest, rewrite
+from amiss.errors import ArtifactError, DataError, OptionError, naming_extra
+from amiss.exported_file import read_manifest, require_own_weights, rewrite
 from amiss.threads import thread_count
 from amiss.types import Bool, Float32, ImageResult, Prediction, UInt8
 
@@ -38,21 +38,27 @@ class ExportedDetector:
             raise ArtifactError(
                 f"{path} does not hold what its manifest says: {error}", hint="Export again."
             ) from error
+        if path.suffix == ".xml":
+            require_own_weights(path, manifest)
         self._engine = open_engine(path, threads or thread_count())
 
     def _take(self, manifest: dict[str, Any]) -> None:
         config, arrays, training = manifest["config"], manifest["arrays"], manifest["training"]
-        self.id: str = manifest["id"]
+        self.id: str = manifest["method"]
         height, width = config["image_size"]
         self.image_size = (int(height), int(width))
         self.resize: ResizeMode = "letterbox" if config["resize"] == "letterbox" else "squash"
         self.window: str = training.get("window", "percentile")
-        self.roi: Bool | None = None  # one that was given at the fit is part of the graph
+        # One that was given at the fit: part of the graph, and here for whoever counts pixels.
+        self.roi: Bool | None = arrays.get("roi")
+        if self.roi is not None and self.roi.shape != self.image_size:
+            raise ValueError(f"a region of interest of shape {self.roi.shape}")
         self.training_facts = dict(training)
-        self.training_digests: UInt8 = arrays["training.digests"]
-        self.labelled_digests: UInt8 = arrays["labelled.digests"]
+        self.training_digests: UInt8 = _digests(arrays["training.digests"])
+        self.labelled_digests: UInt8 = _digests(arrays["labelled.digests"])
         self.metrics: dict[str, Any] = dict(manifest["metrics"])
         self.takes_roi = bool(manifest["export"]["takes_roi"])
+        self.resizes = manifest["export"]["input"] == "original"
         self.localizes = bool(manifest["localizes"])
         self.calibration: Calibration | None = None
         if manifest["calibration"] is not None:
@@ -62,15 +68,28 @@ class ExportedDetector:
             )  # fmt: skip
 
     def __call__(self, images: UInt8, rois: Bool | None) -> Prediction[Float32]:
-        """See `amiss.runtime.Runtime`."""
-        if rois is not None and not self.takes_roi:
-            raise OptionError(
-                f"{self.path.name} takes no region of interest.",
-                hint="Export it with --roi-input, or give none.",
-            )
+        """See `amiss.runtime.Runtime`. One image at a time: the graph holds the distances of all
+        patches of its batch to the whole bank, and several images are no quicker."""
+        if rois is not None:
+            self._check_rois(rois)
+        found = [
+            self.run(images[i : i + 1], None if rois is None else rois[i : i + 1])
+            for i in range(len(images))
+        ]
+        maps = [p.anomaly_map for p in found if p.anomaly_map is not None]
+        return Prediction(
+            np.concatenate([p.score for p in found]), np.concatenate(maps) if maps else None
+        )
+
+    def run(self, images: UInt8, rois: Bool | None) -> Prediction[Float32]:
+        """The graph on a whole batch (B, H, W, 3) uint8; `rois` is not read where it takes none.
+
+        Raises ArtifactError where the engine fails.
+        """
         inputs: dict[str, Any] = {"images": np.ascontiguousarray(images)}
         if self.takes_roi:
-            inputs["roi"] = np.ones(images.shape[:3], np.bool_) if rois is None else rois
+            everywhere = np.ones((len(images), *self.image_size), np.bool_)
+            inputs["roi"] = everywhere if rois is None else np.ascontiguousarray(rois)
         try:
             found = self._engine(inputs)
         except _engine_errors() as error:
@@ -81,6 +100,21 @@ class ExportedDetector:
             ) from error
         return Prediction(found[0], found[1] if self.localizes else None)
 
+    def _check_rois(self, rois: Bool) -> None:
+        own = self.roi
+        if not self.takes_roi and (own is None or bool((rois != own).any())):
+            raise OptionError(
+                f"{self.path.name} takes no region of interest.",
+                hint="Export it with --roi-input, or give none.",
+            )
+        looked_at = rois if own is None else rois & own
+        if not looked_at.any(axis=(1, 2)).all():
+            raise DataError(
+                "A region of interest leaves nothing of its image to look at.",
+                hint="White marks what is looked at; it must lie inside the image and the region "
+                "of interest of the fit.",
+            )
+
     def predict(self, images: Any) -> ImageResult | list[ImageResult]:
         """Judge a path, a uint8 array, or a list of these; see `amiss.predict.predict`."""
         from amiss.predict import predict
@@ -88,7 +122,7 @@ class ExportedDetector:
         return predict(self, images)
 
     def evidence(self, images: UInt8, rois: Bool | None) -> None:
-        """None: the graph does not say which normal patch it compared with."""
+        """None: a graph does not say which normal patch it compared with."""
 
     def about(self) -> dict[str, Any]:
         """What the report says about how the detector came to be, without its long lists."""
@@ -123,6 +157,13 @@ class ExportedDetector:
         }
         rewrite(self.path, path, self.manifest)
         return path
+
+
+def _digests(array: Any) -> UInt8:
+    if array.ndim != 2 or array.shape[1] != 8 or array.dtype != np.uint8:
+        raise ValueError(f"digests of shape {array.shape}, {array.dtype}")
+    digests: UInt8 = array
+    return digests
 
 
 def open_engine(path: Path, threads: int) -> Engine:

@@ -12,7 +12,7 @@ import numpy as np
 
 from amiss.data.geometry import Geometry, fit_frame, resize_mask
 from amiss.data.images import read_mask, stored_size
-from amiss.data.index import Dataset, Source, index
+from amiss.data.index import Dataset, Source, find_again, index
 from amiss.errors import DataError, ImageError, LeakageError
 from amiss.metrics import (
     bootstrap_interval,
@@ -301,7 +301,7 @@ def add_evidence(detector: Fitted, judged: Sequence[Judged]) -> None:
     """Name, for these images, the normal patch that the most anomalous one was compared with."""
     runtime = as_runtime(detector)
     files = detector.training_facts.get("files", [])
-    root = Path(detector.training_facts.get("root") or "")
+    root = detector.training_facts.get("root")
     records = [Record(row.path, row.label, crop=row.crop, roi=row.roi) for row in judged]
     for batch in image_stream(runtime, records).batches(BATCH):
         found = runtime.evidence(batch.images, frame_rois(runtime, batch))
@@ -316,12 +316,10 @@ def add_evidence(detector: Fitted, judged: Sequence[Judged]) -> None:
 
 
 def _normal_patch(
-    key: str, root: Path, shares: Sequence[float], runtime: Runtime
+    key: str, root: str | None, shares: Sequence[float], runtime: Runtime
 ) -> dict[str, Any]:
     """Path, crop and box of a patch of a training image; the box is absent if the file is gone."""
-    name, _, cut = key.partition("#")
-    path = root / name
-    crop = tuple(int(side) for side in cut.split(",")) if cut else None
+    path, crop = find_again(key, root)
     try:
         size = crop[2:] if crop else stored_size(path)
     except ImageError:

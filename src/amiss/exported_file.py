@@ -8,9 +8,8 @@ model is an XML file beside a file of weights; its `rt_info` holds what others p
 from __future__ import annotations
 
 import base64
+import hashlib
 import json
-import os
-import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -18,13 +17,17 @@ from xml.etree import ElementTree
 
 import numpy as np
 
+from amiss.data.images import write_bytes_atomic
 from amiss.errors import ArtifactError
 
 FORMAT = 1
 KEY = "amiss"
 _METADATA = 14  # ModelProto.metadata_props, a list of {1: key, 2: value}
-_KEYS = {"format", "id", "paper", "localizes", "config", "facts", "calibration", "training",
-         "versions", "metrics", "export", "arrays"}  # fmt: skip
+_KEYS: dict[str, Any] = {
+    "format": int, "method": str, "paper": str, "localizes": bool, "config": dict, "facts": dict,
+    "calibration": dict | None, "training": dict, "versions": dict, "metrics": dict,
+    "export": dict, "arrays": dict,
+}  # fmt: skip
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
 
 
@@ -53,9 +56,12 @@ def read_manifest(path: Path) -> dict[str, Any]:
             f"{path} has export format {version}; this version of amiss reads {FORMAT}.",
             hint="Install a later amiss, or export again.",
         )
-    if set(manifest) != _KEYS:
-        odd = sorted(set(manifest) ^ _KEYS)
+    if set(manifest) != set(_KEYS):
+        odd = sorted(set(manifest) ^ set(_KEYS))
         raise ArtifactError(f"{path} has a manifest that does not fit its format: {odd[0]!r}.")
+    for key, kind in _KEYS.items():
+        if not isinstance(manifest[key], kind):
+            raise ArtifactError(f"{path} has a manifest whose {key!r} is of the wrong type.")
     try:
         manifest["arrays"] = {k: _decoded(v) for k, v in manifest["arrays"].items()}
     except (ValueError, KeyError, TypeError, AttributeError) as error:
@@ -72,21 +78,25 @@ def manifest_text(manifest: Mapping[str, Any]) -> str:
 def write_onnx(path: Path, data: bytes, manifest: Mapping[str, Any]) -> None:
     """Write an ONNX model with this manifest, in place of any other, complete or not at all.
 
-    Raises ArtifactError where it cannot be written.
+    Raises DataError where it cannot be written.
     """
     kept = [data[start:end] for number, start, _, end in _fields(data) if number != _METADATA]
     entry = b"".join(
         _length_delimited(n, text.encode()) for n, text in ((1, KEY), (2, manifest_text(manifest)))
     )
-    _replace(path, b"".join(kept) + _length_delimited(_METADATA, entry))
+    write_bytes_atomic(path, b"".join(kept) + _length_delimited(_METADATA, entry))
 
 
 def write_openvino(path: Path, weights: Path, tree: Any, manifest: Mapping[str, Any]) -> None:
     """Write the XML of an OpenVINO model with this manifest at `path`, and the file `weights`
-    beside it. The XML comes last: while it is missing there is no model.
+    beside it. The XML comes last and names the weights' digest, so that no other pair is taken for
+    a model.
 
-    Raises ArtifactError where it cannot be written.
+    Raises DataError where it cannot be written.
     """
+    beside = path.with_suffix(".bin")
+    data = weights.read_bytes()
+    manifest = {**manifest, "export": manifest["export"] | {"weights_sha256": _sha256(data)}}
     root = tree.getroot()
     info = root.find("rt_info")
     if info is None:
@@ -95,15 +105,9 @@ def write_openvino(path: Path, weights: Path, tree: Any, manifest: Mapping[str, 
         info.remove(old)
     own = ElementTree.SubElement(info, KEY)
     ElementTree.SubElement(own, "manifest", value=manifest_text(manifest))
-    beside = path.with_suffix(".bin")
     if weights.resolve() != beside.resolve():
-        try:
-            temporary = beside.with_name(f".{beside.name}.{os.getpid()}.tmp")
-            shutil.copyfile(weights, temporary)
-            temporary.replace(beside)
-        except OSError as error:
-            raise _unwritable(beside, error) from error
-    _replace(path, ElementTree.tostring(root, xml_declaration=True, encoding="utf-8"))
+        write_bytes_atomic(beside, data)
+    write_bytes_atomic(path, ElementTree.tostring(root, xml_declaration=True, encoding="utf-8"))
 
 
 def rewrite(source: Path, path: Path, manifest: Mapping[str, Any]) -> None:
@@ -183,6 +187,21 @@ def _openvino_text(path: Path) -> str | None:
     return None if found is None else found.get("value")
 
 
+def require_own_weights(path: Path, manifest: Mapping[str, Any]) -> None:
+    """Raise ArtifactError unless the weights beside an OpenVINO model are those it was written
+    with."""
+    weights = path.with_suffix(".bin")
+    if _sha256(weights.read_bytes()) != manifest["export"].get("weights_sha256"):
+        raise ArtifactError(
+            f"{weights.name} does not belong to {path.name}: its SHA-256 differs.",
+            hint="Copy both files again, or export again.",
+        )
+
+
+def _sha256(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
 # --- both ----------------------------------------------------------------------------------
 
 
@@ -196,22 +215,7 @@ def _decoded(entry: Mapping[str, Any]) -> Any:
     if dtype.hasobject:
         raise ValueError("arrays of objects are not read")
     data = base64.b64decode(entry["data"], validate=True)
-    return np.frombuffer(data, dtype=dtype).reshape(entry["shape"]).copy()
-
-
-def _replace(path: Path, data: bytes) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        temporary.write_bytes(data)
-        temporary.replace(path)
-    except OSError as error:
-        raise _unwritable(path, error) from error
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def _unwritable(path: Path, error: OSError) -> ArtifactError:
-    return ArtifactError(
-        f"{path} cannot be written: {error.strerror}.",
-        hint="Choose a folder that exists and is writable.",
-    )
+    array = np.frombuffer(data, dtype=dtype).reshape(entry["shape"]).copy()
+    if dtype.kind == "f" and not np.isfinite(array).all():
+        raise ValueError("an array holds values that are not finite")
+    return array

@@ -100,7 +100,7 @@ def _data_facts(dataset: Dataset, records: Sequence[Record], digests: UInt8) -> 
     return {
         "name": dataset.name,
         "layout": dataset.layout,
-        "root": str(dataset.root),
+        "root": None if dataset.root is None else str(dataset.root.absolute()),
         "n_normal": len(records),
         "files": [dataset.key(record) for record in records],
         "fingerprint": hashlib.sha256(b"".join(sorted(map(bytes, digests)))).hexdigest(),

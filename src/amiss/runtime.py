@@ -14,6 +14,7 @@ import numpy as np
 from amiss.data.geometry import ResizeMode
 from amiss.data.stream import ImageStream, OnError
 from amiss.errors import ArtifactError, naming_extra
+from amiss.threads import set_threads
 from amiss.types import Bool, Float32, Prediction, Record, UInt8
 
 if TYPE_CHECKING:
@@ -130,14 +131,17 @@ def image_stream(
     )  # fmt: skip
 
 
-def load(path: str | Path) -> Any:
+def load(path: str | Path, *, threads: int | None = None) -> Any:
     """A detector from its file, ready to `predict`.
+
+    `threads`: what it computes on, from now on for all detectors; None leaves what was set.
 
     Raises:
         ArtifactError: no such file, of unknown kind, damaged or too new.
         MissingDependencyError: the engine that computes it is not installed.
     """
     path = Path(path)
+    set_threads(threads)
     if not path.is_file():
         raise ArtifactError(f"There is no file at {path}.", hint="Make one with `amiss fit`.")
     if path.suffix in EXPORTED:

@@ -484,6 +484,11 @@ class IgnoresTheResizing(Sound):
         return super().fit(data, **options)
 
 
+@breaks("the_registry_says_what_the_class_says")
+class NamesAnotherPaper(Sound):
+    paper: ClassVar[str] = "made for something else"
+
+
 # --- leaving torch ---------------------------------------------------------------------------
 
 

@@ -28,6 +28,7 @@ from amiss.data.stream import ImageStream
 from amiss.errors import AmissError, ExportError, NotFittedError
 from amiss.export import export
 from amiss.learning.normals import Normals
+from amiss.methods import ABOUT
 from amiss.methods.base import Detector
 from amiss.predict import predict_records
 from amiss.run import Run
@@ -551,6 +552,13 @@ def facts_are_plain_json(subject: Subject, scene: Scene) -> None:
         raise AssertionError(f"the facts are not JSON: {error}") from error
     assert again == facts, "lists and texts only: tuples and numbers as keys come back changed"
     assert all(isinstance(tensor, Tensor) for tensor in tensors.values())
+
+
+@check
+def the_registry_says_what_the_class_says(subject: Subject, scene: Scene) -> None:
+    kind = type(subject.make())
+    said = ABOUT[kind.id]._asdict()
+    assert said == {name: getattr(kind, name) for name in said}
 
 
 # --- leaving torch ---------------------------------------------------------------------------

@@ -10,7 +10,7 @@ from broken import BROKEN, Sound
 from conformance_checks import CHECKS, Scene, Subject
 
 from amiss.errors import AmissError
-from amiss.methods import METHODS
+from amiss.methods import ABOUT, METHODS, About
 
 CAUGHT = (AssertionError, AmissError, IndexError, TypeError)
 """How a broken detector may show: most often in an assertion of the check, sometimes earlier."""
@@ -24,6 +24,7 @@ def scene(tmp_path_factory: pytest.TempPathFactory) -> Scene:
 def _subject(name: str, docs: Path, monkeypatch: pytest.MonkeyPatch) -> Subject:
     place = f"broken:{name}"
     monkeypatch.setitem(METHODS, "sound", place)
+    monkeypatch.setitem(ABOUT, "sound", About(Sound.paper, True, True, False))
     return Subject("sound", place, {"image_size": (48, 64)}, docs=docs)
 
 

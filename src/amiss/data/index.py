@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -135,6 +136,16 @@ class Dataset:
 
 
 Source = str | Path | Sequence[Record] | Sequence[str] | Sequence[Path] | Dataset
+
+
+def find_again(key: str, root: str | Path | None) -> tuple[Path, tuple[int, int, int, int] | None]:
+    """The path and crop of a record by its `Dataset.key` and the root of the set."""
+    cut = re.fullmatch(r"(.*)#(\d+),(\d+),(\d+),(\d+)", key, re.DOTALL)
+    path = Path(root or "", key if cut is None else cut[1])
+    if cut is None:
+        return path, None
+    top, left, height, width = map(int, cut.groups()[1:])
+    return path, (top, left, height, width)
 
 
 def index(

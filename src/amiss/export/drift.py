@@ -1,61 +1,48 @@
-"""How far an export of lower precision moves the scores and maps of normal images."""
+"""How far 8-bit arithmetic moves the scores and maps of normal images.
+
+Normal images of one part score much alike, so a line through their scores before and after has no
+slope to speak of: all that they tell is a ratio. The spread of the ratios says how far it holds.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from amiss.engines import ExportedDetector
-from amiss.export.parity import framed
+from amiss.export.parity import judge_one
 from amiss.runtime import Runtime
-from amiss.types import Float64, UInt8
+from amiss.types import Float64, Prediction, UInt8
 
 
-class Values(NamedTuple):
-    """The score of an image and the largest value of its map (0 without one)."""
+class Ratio(NamedTuple):
+    """after = factor * before; `residual`: the largest of what remains, as a share of after."""
 
-    score: float
-    peak: float
-
-
-class Line(NamedTuple):
-    """after = slope * before + offset; `residual`: the largest of what remains, relative."""
-
-    slope: float
-    offset: float
+    factor: float
     residual: float
 
 
-def paired(
-    reference: Runtime, candidate: ExportedDetector, image: UInt8, *, resizes: bool
-) -> tuple[Values, Values]:
-    """What both say of one image (H, W, 3) uint8."""
-    frame, inside = framed(reference, image)
-    roi = None if inside is None else inside[None]
-    old = reference(frame[None], roi)
-    if resizes:
-        new = candidate(image[None], None)
-    else:
-        new = candidate(frame[None], roi if candidate.takes_roi else None)
-    return _values(old), _values(new)
+def ratios(
+    reference: Runtime, candidate: ExportedDetector, images: Sequence[UInt8]
+) -> tuple[Ratio, Ratio]:
+    """Of the scores and of the largest map values of images (H, W, 3) uint8."""
+    before = np.array([_values(judge_one(reference, image)) for image in images])
+    after = np.array([_values(judge_one(candidate, image)) for image in images])
+    return ratio(before[:, 0], after[:, 0]), ratio(before[:, 1], after[:, 1])
 
 
-def _values(found: Any) -> Values:
+def ratio(before: Float64, after: Float64) -> Ratio:
+    """The median of after / before over those that are above 0; 1 without any."""
+    positive = (before > 0) & (after > 0)
+    if not positive.any():
+        return Ratio(1.0, 0.0)
+    factor = float(np.median(after[positive] / before[positive]))
+    rest = np.abs(factor * before[positive] - after[positive]) / after[positive]
+    return Ratio(factor, float(rest.max()))
+
+
+def _values(found: Prediction[Any]) -> tuple[float, float]:
     maps = found.anomaly_map
-    return Values(float(found.score[0]), 0.0 if maps is None else float(maps.max()))
-
-
-def line(before: Float64, after: Float64) -> Line:
-    """The least-squares line from `before` (n,) to `after` (n,); through the origin where the
-    values do not spread enough to tell a slope from an offset."""
-    if len(before) < 3 or float(np.ptp(before)) <= 0.05 * float(np.abs(before).max()):
-        slope = float((before * after).sum() / max(float((before * before).sum()), 1e-30))
-        offset = 0.0
-        if not before.any():
-            slope = 1.0
-    else:
-        slope, offset = (float(v) for v in np.polyfit(before, after, 1))
-    scale = np.maximum(np.abs(after), 1e-12)
-    residual = float((np.abs(slope * before + offset - after) / scale).max()) if len(after) else 0.0
-    return Line(slope, offset, residual)
+    return float(found.score[0]), 0.0 if maps is None else float(maps.max())

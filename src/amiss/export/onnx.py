@@ -22,6 +22,7 @@ from amiss.export.graph import ExportedForm
 from amiss.types import UInt8
 
 OPSET = 20
+_LARGE_CONVOLUTION = 8192  # weights
 _LARGEST = 2_000_000_000  # bytes that one protobuf message can hold
 
 
@@ -89,10 +90,22 @@ def halve(data: bytes) -> bytes:
 
 
 def quantize(data: bytes, batches: Sequence[dict[str, Any]]) -> bytes:
-    """The same graph with its convolutions in 8 bits, ranges taken from `batches` of inputs:
-    weights per channel, symmetric; values per tensor. All else stays in float32: the search for
-    neighbours, the map."""
+    """The same graph with its large convolutions in 8 bits, ranges taken from `batches` of inputs:
+    weights per channel, symmetric; values per tensor.
+
+    All else stays in float32: the search for neighbours and the map; and of the network the
+    depthwise and the early convolutions, which hold few of the bytes, and whose channels are so
+    unlike that one range for all of them spoils the features.
+    """
+    import onnx
     import onnxruntime.quantization as q
+
+    large = _large_convolutions(onnx.load_from_string(data).graph)
+    if not large:
+        raise ExportError(
+            "The network has no convolution that is large enough for 8 bits.",
+            hint="Export in fp16 or fp32.",
+        )
 
     class Reader(q.CalibrationDataReader):  # type: ignore[misc]
         waiting = iter(batches)
@@ -105,18 +118,31 @@ def quantize(data: bytes, batches: Sequence[dict[str, Any]]) -> bytes:
         plain.write_bytes(data)
         q.quantize_static(
             plain, small, Reader(), quant_format=q.QuantFormat.QDQ, per_channel=True,
-            op_types_to_quantize=["Conv"], activation_type=q.QuantType.QUInt8,
-            weight_type=q.QuantType.QInt8, calibrate_method=q.CalibrationMethod.MinMax,
+            op_types_to_quantize=["Conv"], nodes_to_quantize=large,
+            activation_type=q.QuantType.QUInt8, weight_type=q.QuantType.QInt8,
+            calibrate_method=q.CalibrationMethod.MinMax,
         )  # fmt: skip
         return small.read_bytes()
 
 
-def feed(images: UInt8, roi: Any | None, *, takes_roi: bool) -> dict[str, Any]:
-    """Named inputs of the graph for images (B, h, w, 3) uint8."""
-    if not takes_roi:
+def _large_convolutions(graph: Any) -> list[str]:
+    """The names of convolutions over all channels with at least _LARGE_CONVOLUTION weights."""
+    sizes = {tensor.name: int(np.prod(tensor.dims)) for tensor in graph.initializer}
+    found = []
+    for node in graph.node:
+        if node.op_type != "Conv" or sizes.get(node.input[1], 0) < _LARGE_CONVOLUTION:
+            continue
+        if all(a.i == 1 for a in node.attribute if a.name == "group"):
+            found.append(node.name)
+    return found
+
+
+def feed(images: UInt8, roi: Any | None, *, form: ExportedForm) -> dict[str, Any]:
+    """Named inputs of the graph of `form` for images (B, H, W, 3) uint8."""
+    if not form.takes_roi:
         return {"images": images}
-    inside = np.ones(images.shape[:3], np.bool_) if roi is None else roi
-    return {"images": images, "roi": inside}
+    everywhere = np.ones((len(images), *form.detector.image_size), np.bool_)
+    return {"images": images, "roi": everywhere if roi is None else roi}
 
 
 def _tidy(model: Any) -> None:

@@ -17,8 +17,9 @@ def convert(onnx_file: Path, path: Path, *, half: bool, manifest: dict[str, Any]
         MissingDependencyError: OpenVINO is not installed.
         ExportError: an operation that it does not know.
     """
-    with naming_extra("An export to OpenVINO", "openvino"):
-        import openvino
+    require_openvino()
+    import openvino
+
     try:
         model = openvino.convert_model(onnx_file)
         openvino.save_model(model, path, compress_to_fp16=half)
@@ -26,3 +27,9 @@ def convert(onnx_file: Path, path: Path, *, half: bool, manifest: dict[str, Any]
         reason = str(error).strip().splitlines()[0]
         raise ExportError(f"OpenVINO cannot read the graph: {reason}") from error
     write_openvino(path, path.with_suffix(".bin"), ElementTree.parse(path), manifest)
+
+
+def require_openvino() -> None:
+    """Raise MissingDependencyError where OpenVINO is not installed."""
+    with naming_extra("An export to OpenVINO", "openvino"):
+        import openvino  # noqa: F401

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 from difflib import get_close_matches
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from amiss.errors import OptionError, naming_extra
 
@@ -13,6 +13,21 @@ if TYPE_CHECKING:
 
 METHODS = {
     "patchcore": "amiss.methods.patchcore:PatchCore",
+}
+
+
+class About(NamedTuple):
+    """What `amiss methods` says, also where the method itself cannot be imported: the class
+    attributes of the same names. `exportable`: True, or the reason why not."""
+
+    paper: str
+    localizes: bool
+    exportable: bool | str
+    learns_from_anomalies: bool
+
+
+ABOUT = {
+    "patchcore": About("Roth et al., CVPR 2022, arXiv 2106.08265", True, True, False),
 }
 
 

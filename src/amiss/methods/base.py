@@ -80,6 +80,10 @@ class Detector(nn.Module, ABC):
     def restore(self, facts: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
         """Become what `artifact` described; raises KeyError where something is missing."""
 
+    def export_obstacle(self) -> str | None:
+        """Why this fitted detector cannot be exported, or None."""
+        return None if self.exportable is True else str(self.exportable)
+
     def summary(self) -> str:
         """One sentence on what was learned, for the end of a fit."""
         return f"{self.id}: fitted"

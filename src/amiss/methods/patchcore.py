@@ -231,6 +231,14 @@ class PatchCore(Detector):
         distances = distances_to(query[:, None], neighborhood)  # (B, b)
         return 1 - torch.softmax(distances, dim=1)[:, 0]
 
+    def export_obstacle(self) -> str | None:
+        if self.bank is not None and self.bank.index is not None:
+            return (
+                f"its bank of {len(self.bank)} rows is searched approximately, and a graph "
+                "searches exactly; fit it with search='exact', or with a smaller coreset_ratio"
+            )
+        return super().export_obstacle()
+
     def summary(self) -> str:
         facts = self.facts
         return (
