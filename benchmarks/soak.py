@@ -138,12 +138,16 @@ def resident_mib(pid: int) -> float:
     raise SystemExit("The watch has ended.")
 
 
-def trend(memory: list[float]) -> dict[str, float]:
+def trend(memory: list[float]) -> dict[str, Any]:
     """Medians of the second and the last tenth, and their difference: the first warms up."""
     tenth = max(1, len(memory) // 10)
     early = statistics.median(memory[tenth : 2 * tenth] or memory)
     late = statistics.median(memory[-tenth:])
-    return {"second_tenth": early, "last_tenth": late, "growth": late - early, "most": max(memory)}
+    every = max(1, len(memory) // 20)
+    return {
+        "second_tenth": early, "last_tenth": late, "growth": late - early, "most": max(memory),
+        "over_time": [round(value, 1) for value in memory[::every]],
+    }  # fmt: skip
 
 
 if __name__ == "__main__":
