@@ -60,6 +60,6 @@ def export(  # noqa: PLR0913 - one parameter per flag
         print_json(done.as_dict())
         return
     for name, value in done.drift.items():
-        print(f"{name:<22}{value:.4g}")
+        print(f"{name:<26}{value:.4g}")
     print(done.parity.describe())
     print(f"{done.path}: {done.size_mib} MiB, {done.precision}, input {done.input}")

@@ -116,26 +116,40 @@ def export(  # noqa: PLR0913 - what a user may choose, by keyword
     model = _model(form, reference, precision, real, run)
     run.progress("export", 1, 3)
     manifest = _manifest(detector, to, precision, input, takes_roi)
+    parity, drift = _prove_and_write(path, model, manifest, reference, real, data)
+    run.progress("export", 3, 3)
+    size = path.stat().st_size
+    if to == "openvino":
+        size += path.with_suffix(".bin").stat().st_size
+    return Exported(path, to, precision, input, parity, round(size / 2**20, 2), drift)
+
+
+def _prove_and_write(
+    path: Path,
+    model: bytes,
+    manifest: dict[str, Any],
+    reference: TorchRuntime,
+    real: Sequence[UInt8],
+    data: Source | None,
+) -> tuple[Parity, dict[str, float]]:
+    """Write a draft, compare it, and only then write `path`, with what the comparison found."""
+    facts = manifest["export"]
+    to, precision = facts["to"], facts["precision"]
     with tempfile.TemporaryDirectory() as folder:
         draft = Path(folder, "draft").with_suffix(SUFFIX[to])
         _write(draft, model, manifest, to, precision)
         candidate = ExportedDetector(draft)
         drift = _follow_drift(reference, candidate, real) if precision == "int8" else {}
         parity = _proved(reference, candidate, real[:: max(1, len(real) // _COMPARED)], precision)
-        run.progress("export", 2, 3)
         if data is not None:
-            drift |= _loss(detector, candidate, data)
-        run.progress("export", 3, 3)
-        manifest["export"] |= {"parity": parity.as_dict(), "drift": drift}
+            drift |= _loss(reference.detector, candidate, data)
+        facts |= {"parity": parity.as_dict(), "drift": drift}
         if candidate.calibration is not None:
             manifest["calibration"] = candidate.calibration.as_dict()
             manifest["arrays"] |= calibration_arrays(candidate.calibration)
         manifest["metrics"] = candidate.metrics
         rewrite(draft, path, manifest)
-    size = path.stat().st_size
-    if to == "openvino":
-        size += path.with_suffix(".bin").stat().st_size
-    return Exported(path, to, precision, input, parity, round(size / 2**20, 2), drift)
+    return parity, drift
 
 
 def require_exportable(detector: Detector) -> None:

@@ -22,7 +22,7 @@ from amiss.export.graph import ExportedForm
 from amiss.types import UInt8
 
 OPSET = 20
-_LARGE_CONVOLUTION = 8192  # weights
+_LARGE_CONVOLUTION = 1 << 14  # weights
 _LARGEST = 2_000_000_000  # bytes that one protobuf message can hold
 
 
