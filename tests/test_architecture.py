@@ -36,6 +36,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     (
         "amiss.calibration",
         "amiss.artifact",
+        "amiss.manifest",
         "amiss.exported_file",
         "amiss.engines",
         "amiss.runtime",

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from amiss.calibration import Calibration
 from amiss.errors import AmissError, ArtifactError
+from amiss.manifest import parse_manifest
 from amiss.methods import METHODS, method_class
 from amiss.methods.base import Detector
 from amiss.storage import write_tensors
@@ -113,23 +114,7 @@ def read_manifest(path: str | Path) -> dict[str, Any]:
     text = header.get("__metadata__", {}).get("amiss")
     if not isinstance(text, str):
         raise ArtifactError(f"{path} was not written by amiss.", hint="Give a file made by `fit`.")
-    try:
-        manifest: dict[str, Any] = json.loads(text)
-        version = manifest["format"]
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise ArtifactError(f"{path} has a damaged manifest: {error}.") from error
-    if version != FORMAT:
-        raise ArtifactError(
-            f"{path} has format {version}; this version of amiss reads format {FORMAT}.",
-            hint="Install a later amiss, or fit again.",
-        )
-    if set(manifest) != set(_KEYS):
-        odd = sorted(set(manifest) ^ set(_KEYS))
-        raise ArtifactError(f"{path} has a manifest that does not fit its format: {odd[0]!r}.")
-    for key, kind in _KEYS.items():
-        if not isinstance(manifest[key], kind):
-            raise ArtifactError(f"{path} has a manifest whose {key!r} is of the wrong type.")
-    return manifest
+    return parse_manifest(path, text, version=FORMAT, kinds=_KEYS, again="fit")
 
 
 def _read_header(path: Path) -> dict[str, Any]:

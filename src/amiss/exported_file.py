@@ -19,6 +19,7 @@ import numpy as np
 
 from amiss.data.images import write_bytes_atomic
 from amiss.errors import ArtifactError
+from amiss.manifest import parse_manifest
 
 FORMAT = 1
 KEY = "amiss"
@@ -46,22 +47,7 @@ def read_manifest(path: Path) -> dict[str, Any]:
             f"{path} was not written by amiss: it holds a graph without a manifest.",
             hint="Give a file made by `amiss export`.",
         )
-    try:
-        manifest: dict[str, Any] = json.loads(text)
-        version = manifest["format"]
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise ArtifactError(f"{path} has a damaged manifest: {error}.") from error
-    if version != FORMAT:
-        raise ArtifactError(
-            f"{path} has export format {version}; this version of amiss reads {FORMAT}.",
-            hint="Install a later amiss, or export again.",
-        )
-    if set(manifest) != set(_KEYS):
-        odd = sorted(set(manifest) ^ set(_KEYS))
-        raise ArtifactError(f"{path} has a manifest that does not fit its format: {odd[0]!r}.")
-    for key, kind in _KEYS.items():
-        if not isinstance(manifest[key], kind):
-            raise ArtifactError(f"{path} has a manifest whose {key!r} is of the wrong type.")
+    manifest = parse_manifest(path, text, version=FORMAT, kinds=_KEYS, again="export")
     try:
         manifest["arrays"] = {k: _decoded(v) for k, v in manifest["arrays"].items()}
     except (ValueError, KeyError, TypeError, AttributeError) as error:
