@@ -271,9 +271,7 @@ def _read(number: int, source: FrameSource, stream: ImageStream) -> Frame:
     try:
         if path is None:
             return Frame(number, None, taken, _from_array(source, stream))
-        stream.records = [Record(path)]
-        (batch,) = stream.batches(1)
-        return Frame(number, path, taken, batch)
+        return Frame(number, path, taken, stream.read(Record(path)))
     except ImageError as error:
         return Frame(number, path, taken, error=error)
     except DataError as error:  # a region of interest that does not fit this one image

@@ -114,7 +114,9 @@ def test_an_early_stop_ends_the_threads_and_reads_little(tmp_path, monkeypatch):
     decoded = []
     original = ImageStream._decode
     monkeypatch.setattr(
-        ImageStream, "_decode", lambda self, task: (decoded.append(task), original(self, task))[1]
+        ImageStream,
+        "_decode",
+        lambda self, task, records: (decoded.append(task), original(self, task, records))[1],
     )
     batches = ImageStream(records, size=(8, 8), workers=2).batches(4)
     next(batches)
@@ -186,3 +188,13 @@ def test_stream_options_are_checked_at_once(tmp_path):
     with pytest.raises(OptionError, match="batch_size is 0"):
         ImageStream([], size=(8, 8)).batches(0)
     assert list(ImageStream([], size=(8, 8)).batches(2)) == []
+
+
+def test_one_image_is_read_without_a_thread(tmp_path, monkeypatch):
+    monkeypatch.setattr("amiss.data.stream.ThreadPoolExecutor", None)
+    path = save(np.full((9, 9), 7, np.uint8), tmp_path / "a.png")
+    stream = ImageStream([], size=(8, 8))
+    batch = stream.read(Record(path))
+    assert batch.images.shape == (1, 8, 8, 3) and (batch.images == 7).all()
+    with pytest.raises(ImageError):
+        stream.read(Record(tmp_path / "none.png"))

@@ -135,6 +135,17 @@ class ImageStream:
             raise OptionError(f"batch_size is {batch_size}; allowed is 1 or more.")
         return self._batches(batch_size)
 
+    def read(self, record: Record) -> Batch:
+        """A batch of this one image, decoded by the calling thread: a line that runs for weeks
+        starts no thread per image. `records` is not read.
+
+        Raises like `batches`, also where `on_error` is set.
+        """
+        (item,) = self._decode([0], [record])
+        if item.error is not None:
+            raise item.error
+        return self._assemble([item])
+
     def _batches(self, batch_size: int) -> Iterator[Batch]:
         waiting: list[_Item] = []
         with closing(self._items(LOOK_AHEAD * batch_size)) as items:
@@ -161,7 +172,7 @@ class ImageStream:
         try:
             while True:
                 while ahead < max(look_ahead, workers) and (task := next(tasks, None)) is not None:
-                    pending.append((len(task), pool.submit(self._decode, task)))
+                    pending.append((len(task), pool.submit(self._decode, task, self.records)))
                     ahead += len(task)
                 if not pending:
                     return
@@ -178,8 +189,8 @@ class ImageStream:
             for start in range(0, len(indices), _STRIP):
                 yield indices[start : start + _STRIP]
 
-    def _decode(self, indices: list[int]) -> list[_Item]:
-        path = self.records[indices[0]].path
+    def _decode(self, indices: list[int], records: Sequence[Record]) -> list[_Item]:
+        path = records[indices[0]].path
         try:
             data = read_bytes(path)
             image = decode_bytes(data, path, window=self.window).image
@@ -187,7 +198,7 @@ class ImageStream:
             return [_Item(index, error=error) for index in indices]
         items = []
         for index in indices:
-            record = self.records[index]
+            record = records[index]
             try:
                 part = crop_image(image, record.crop, path)
                 geometry = fit_frame((part.height, part.width), self.size, self.mode)
