@@ -25,6 +25,7 @@ from amiss.artifact import read_manifest
 from amiss.console import parse_memory, parse_size
 from amiss.errors import OptionError
 from amiss.methods import METHODS, method_class
+from amiss.runtime import load
 from amiss.watch import Stopper
 from commands import TINY_FLAGS, Outcome, amiss
 from made_images import textures
@@ -585,3 +586,26 @@ def test_sizes_are_height_by_width() -> None:
     for text in ("", "x", "48x", "48x64x3", "-48", "4.8"):
         with pytest.raises(OptionError):
             parse_size(text)
+
+
+def test_the_version_is_said(capsys: Capture) -> None:
+    told = amiss(capsys, "--version")
+    assert told.status == 0 and told.out.startswith("amiss ")
+
+
+def test_an_image_in_the_place_of_the_detector_is_named(
+    labelled: Path, artifact: Path, capsys: Capture
+) -> None:
+    image = labelled / "test" / "good" / "000.png"
+    told = amiss(capsys, "predict", image, artifact)
+    assert told.status == 1 and "is an image" in told.err
+
+
+def test_without_a_threshold_nothing_can_fail_on_an_anomaly(
+    artifact: Path, labelled: Path, tmp_path: Path, capsys: Capture
+) -> None:
+    model = load(artifact)
+    model.calibration = None
+    path = model.save(tmp_path / "raw.amiss")
+    told = amiss(capsys, "predict", path, labelled / "test" / "good", "--fail-on-anomaly")
+    assert told.status == 1 and "no threshold" in told.err

@@ -249,3 +249,26 @@ def test_image_files_are_sorted_and_at_any_depth(tmp_path: Path) -> None:
     assert found == ["a/c.TIF", "b.png"]
     with pytest.raises(DataError, match="no image"):
         image_files(tmp_path / "nowhere")
+
+
+def test_a_file_that_stays_empty_is_handed_on_to_be_reported(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = iter(range(1000))
+    monkeypatch.setattr(time, "monotonic", lambda: float(next(clock)))  # a second a call
+    script = Script(lambda: (tmp_path / "empty.png").write_bytes(b""), *[nothing] * 6)
+    assert watched(tmp_path, script, monkeypatch) == ["empty.png"]
+
+
+def test_a_file_that_is_empty_at_the_end_is_handed_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    script = Script(lambda: (tmp_path / "empty.png").write_bytes(b""))
+    script.idle = 2
+    assert watched(tmp_path, script, monkeypatch) == ["empty.png"]
+
+
+def test_an_empty_file_is_not_tried_twice(tmp_path: Path) -> None:
+    watch = FolderWatch(tmp_path)
+    watch._known["a.png"] = (1, 0)
+    assert not watch.again(tmp_path / "a.png", ImageError("no bytes", reason="empty"))

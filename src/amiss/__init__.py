@@ -55,6 +55,10 @@ _MODULES = ("memory", "metrics")
 
 
 def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        from importlib.metadata import version
+
+        return version("amiss")
     if name not in _PLACES and name not in _MODULES:
         raise AttributeError(f"module 'amiss' has no attribute {name!r}")
     from amiss.errors import naming_extra

@@ -65,6 +65,11 @@ def main(argv: list[str] | None = None) -> None:
     spin_briefly()
     args = sys.argv[1:] if argv is None else argv
     as_json = "--json" in args
+    if args == ["--version"]:
+        from importlib.metadata import version
+
+        print(f"amiss {version('amiss')}")
+        return
     method = args[1] if len(args) > 1 and args[0] == "fit" and args[1] in METHODS else None
     try:
         code = build_app(method)(args, prog_name="amiss", standalone_mode=False)
@@ -174,6 +179,11 @@ def predict(  # noqa: PLR0913 - one parameter per flag
     inbox = None if watch is None else FolderWatch(watch)  # from now on, while the rest is loaded
     with nullcontext() if inbox is None else Stopper() as stopper:
         runtime = as_runtime(load(detector))
+        if fail_on_anomaly and runtime.calibration is None:
+            raise OptionError(
+                f"{detector.name} has no threshold, so nothing can be anomalous.",
+                hint="Fit it on more images, or set one: amiss calibrate FILE --threshold VALUE.",
+            )
         results = Results(
             runtime, heatmaps=heatmaps, jsonl=jsonl, csv=csv, quiet=json, endless=inbox is not None
         )

@@ -13,6 +13,7 @@ import numpy as np
 
 from amiss.data.geometry import ResizeMode
 from amiss.data.stream import ImageStream, OnError
+from amiss.data.tree import IMAGE_SUFFIXES
 from amiss.errors import ArtifactError, naming_extra
 from amiss.threads import set_threads
 from amiss.types import Bool, Float32, Prediction, Record, UInt8
@@ -144,6 +145,8 @@ def load(path: str | Path, *, threads: int | None = None) -> Any:
     set_threads(threads)
     if not path.is_file():
         raise ArtifactError(f"There is no file at {path}.", hint="Make one with `amiss fit`.")
+    if path.suffix.lower() in IMAGE_SUFFIXES:
+        raise ArtifactError(f"{path} is an image.", hint="The detector's file comes first.")
     if path.suffix in EXPORTED:
         from amiss.engines import ExportedDetector
 

@@ -14,10 +14,15 @@ from typing import Any, Self
 from amiss.data.tree import IMAGE_SUFFIXES
 from amiss.errors import DataError, ImageError
 
+EMPTY_S = 3.0
+"""How long content is waited for."""
+
 State = tuple[int, int]
 """A file's time of the last change in ns and its size in bytes: other numbers, another content."""
 
-_FINAL = frozenset({"missing", "animated", "too-large"})  # reasons that no second look can change
+_FINAL = frozenset(
+    {"missing", "empty", "animated", "too-large"}
+)  # reasons that no second look can change
 
 
 def image_files(folder: Path) -> list[Path]:
@@ -40,7 +45,8 @@ class FolderWatch:
     """The images that appear in a folder after this was made, each when its content has settled.
 
     A file that is still being written is waited for: it is handed on when two looks, `interval`
-    seconds apart, find the same size above 0 and the same time of the last change. A file that is
+    seconds apart, find the same size above 0 and the same time of the last change; one that stays
+    empty, after `EMPTY_S` seconds, since a part whose picture is lost was not judged. What is
     written again is handed on again. What vanishes is forgotten, so that memory grows with the
     files that lie in the folder and not with those that ever did.
 
@@ -52,6 +58,7 @@ class FolderWatch:
         self.folder, self.interval = folder, interval
         self._pending: dict[str, State] = {}  # as the last look found it, not settled yet
         self._retried: dict[str, State] = {}  # could not be read once
+        self._empty: dict[str, float] = {}  # without content, since when
         self._known: dict[str, State] = {}  # handed on, or there from the beginning
         self._known = self._look()
 
@@ -71,7 +78,7 @@ class FolderWatch:
                 yield self._hand_on(name, now)
             # At most half of the time goes into looking, however full the folder is.
             time.sleep(max(self.interval, took))
-        for name in self._owed():  # nobody is to believe that these were judged
+        for name in [*self._owed(), *self._empty]:  # nobody is to believe that these were judged
             yield self._hand_on(name, {})
 
     def again(self, path: Path, error: ImageError) -> bool:
@@ -115,26 +122,33 @@ class FolderWatch:
     def _settled(self, now: dict[str, State]) -> list[str]:
         """The names to hand on after this look, the oldest first; those that vanished forgotten."""
         vanished = [name for name in self._owed() if name not in now]
-        for names in (self._known, self._pending, self._retried):
+        for names in (self._known, self._pending, self._retried, self._empty):
             for name in [name for name in names if name not in now and name not in vanished]:
                 del names[name]
         settled = []
         for name, state in now.items():
             if self._known.get(name) == state:
                 continue
-            if state[1] > 0 and self._pending.get(name) == state:
+            if self._pending.get(name) == state and (state[1] > 0 or self._stays_empty(name)):
                 settled.append(name)
+            if state[1] > 0:
+                self._empty.pop(name, None)
             self._pending[name] = state
         return vanished + sorted(settled, key=lambda name: (now[name], name))
+
+    def _stays_empty(self, name: str) -> bool:
+        """Whether a file has had no content for so long that none is on its way."""
+        return time.monotonic() - self._empty.setdefault(name, time.monotonic()) >= EMPTY_S
 
     def _owed(self) -> list[str]:
         """Files that wait for their second reading."""
         return [name for name in self._retried if name not in self._known]
 
     def _hand_on(self, name: str, now: dict[str, State]) -> Path:
-        self._pending.pop(name, None)
+        pending = self._pending.pop(name, None)
+        self._empty.pop(name, None)
         # One that is gone or not looked at again counts as retried: its next failure is the last.
-        self._known[name] = now[name] if name in now else self._retried[name]
+        self._known[name] = now.get(name) or self._retried.get(name) or pending or (0, 0)
         return self.folder / name
 
 

@@ -140,7 +140,9 @@ def _prove_and_write(
         _write(draft, model, manifest, to, precision)
         candidate = ExportedDetector(draft)
         drift = _follow_drift(reference, candidate, real) if precision == "int8" else {}
-        parity = _proved(reference, candidate, real[:: max(1, len(real) // _COMPARED)], precision)
+        parity = _proved(
+            reference, candidate, real[:: max(1, -(-len(real) // _COMPARED))], precision
+        )
         if data is not None:
             drift |= _loss(reference.detector, candidate, data)
         facts |= {"parity": parity.as_dict(), "drift": drift}
