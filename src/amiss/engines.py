@@ -40,7 +40,8 @@ class ExportedDetector:
             ) from error
         if path.suffix == ".xml":
             require_own_weights(path, manifest)
-        self._engine = open_engine(path, threads or thread_count())
+        eight_bits = manifest["export"].get("precision") == "int8"
+        self._engine = open_engine(path, threads or thread_count(), eight_bits=eight_bits)
 
     def _take(self, manifest: dict[str, Any]) -> None:
         config, arrays, training = manifest["config"], manifest["arrays"], manifest["training"]
@@ -166,8 +167,9 @@ def _digests(array: Any) -> UInt8:
     return digests
 
 
-def open_engine(path: Path, threads: int) -> Engine:
-    """The graph in a file, ready to run on so many threads.
+def open_engine(path: Path, threads: int, *, eight_bits: bool = False) -> Engine:
+    """The graph in a file, ready to run on so many threads. `eight_bits`: whether it holds 8-bit
+    steps.
 
     Raises:
         ArtifactError: the engine cannot read it.
@@ -177,7 +179,7 @@ def open_engine(path: Path, threads: int) -> Engine:
         if path.suffix == ".onnx":
             return _onnx(path, threads)
         with naming_extra(path.name, "openvino"):
-            return _openvino(path, threads)
+            return _openvino(path, threads, eight_bits)
     except _engine_errors() as error:
         raise ArtifactError(
             f"{path} cannot be run: {_first_line(error)}", hint="Export again."
@@ -201,7 +203,7 @@ def _onnx(path: Path, threads: int) -> Engine:
     return run
 
 
-def _openvino(path: Path, threads: int) -> Engine:
+def _openvino(path: Path, threads: int, eight_bits: bool) -> Engine:
     import openvino
 
     settings = {
@@ -210,6 +212,10 @@ def _openvino(path: Path, threads: int) -> Engine:
         # Left to itself it computes in bfloat16 where the processor can, and scores move by 1e-2.
         "INFERENCE_PRECISION_HINT": "f32",
     }
+    if eight_bits:
+        # Its passes for low precision lose the scale of tensors that are also read elsewhere: the
+        # graph then says the same of every image. Without them 8-bit steps compute in float32.
+        settings["LP_TRANSFORMS_MODE"] = "OFF"
     with _signal_stack_kept():
         model = openvino.Core().compile_model(os.fspath(path), "CPU", settings)
     request = model.create_infer_request()

@@ -181,6 +181,14 @@ def test_eight_bits_move_the_threshold_along(
     assert any("8-bit" in note for note in exported.calibration.notes)
 
 
+def test_eight_bits_through_openvino(fitted: PatchCore, labelled: Path, tmp_path: Path) -> None:
+    done = export(fitted, tmp_path / "small.xml", to="openvino", precision="int8", data=labelled)
+    exported = amiss.load(done.path)
+    scores = [one.score for one in exported.predict(pictures(tmp_path))]
+    assert np.ptp(scores) > 0  # a graph that says the same of every image is not this detector
+    assert exported.calibration.threshold == pytest.approx(done.drift["threshold_after"])
+
+
 def test_openvino_agrees_and_keeps_its_manifest(fitted: PatchCore, tmp_path: Path) -> None:
     done = export(fitted, tmp_path / "part.xml", to="openvino")
     assert {p.name for p in tmp_path.iterdir()} == {"part.xml", "part.bin"}
