@@ -16,13 +16,13 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from amiss.calibration import Calibration
+from amiss.calibration import Calibration, calibration_arrays
 from amiss.errors import AmissError, ArtifactError
 from amiss.manifest import parse_manifest
 from amiss.methods import METHODS, method_class
 from amiss.methods.base import Detector
 from amiss.storage import write_tensors
-from amiss.types import Float64, UInt8
+from amiss.types import UInt8
 from amiss.versions import versions
 
 FORMAT = 1
@@ -82,14 +82,6 @@ def describe(detector: Detector) -> dict[str, Any]:
         "versions": versions(),
         "metrics": detector.metrics,
     }
-
-
-def calibration_arrays(calibration: Calibration) -> dict[str, Float64]:
-    """The arrays of a calibration under the names that they have in files."""
-    arrays = {"calibration.scores": calibration.scores}
-    if calibration.map_maxima is not None:
-        arrays["calibration.map_maxima"] = calibration.map_maxima
-    return arrays
 
 
 def _write(path: Path, tensors: dict[str, Tensor], manifest: dict[str, Any]) -> Path:

@@ -174,6 +174,14 @@ def with_threshold(calibration: Calibration, threshold: float) -> Calibration:
     return _moved(calibration, threshold, "manual", ())
 
 
+def calibration_arrays(calibration: Calibration) -> dict[str, Float64]:
+    """The arrays of a calibration under the names that they have in files."""
+    arrays = {"calibration.scores": calibration.scores}
+    if calibration.map_maxima is not None:
+        arrays["calibration.map_maxima"] = calibration.map_maxima
+    return arrays
+
+
 def scaled(
     calibration: Calibration, score: float, peak: float, *, notes: tuple[str, ...] = ()
 ) -> Calibration:

@@ -6,7 +6,7 @@ import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -24,6 +24,9 @@ from amiss.errors import AmissError, OptionError
 from amiss.flags import ElpvAnomalous, Json, Layout, MaskDir, Roi, TestFraction, Threads, Window
 from amiss.methods import ABOUT, METHODS
 from amiss.threads import set_threads, spin_briefly
+
+if TYPE_CHECKING:
+    from amiss.runtime import Runtime
 
 _TABLE_HELP = "Finds what is amiss in an image after seeing only normal ones."
 
@@ -179,11 +182,8 @@ def predict(  # noqa: PLR0913 - one parameter per flag
     inbox = None if watch is None else FolderWatch(watch)  # from now on, while the rest is loaded
     with nullcontext() if inbox is None else Stopper() as stopper:
         runtime = as_runtime(load(detector))
-        if fail_on_anomaly and runtime.calibration is None:
-            raise OptionError(
-                f"{detector.name} has no threshold, so nothing can be anomalous.",
-                hint="Fit it on more images, or set one: amiss calibrate FILE --threshold VALUE.",
-            )
+        if fail_on_anomaly:
+            _require_threshold(runtime, detector)
         results = Results(
             runtime, heatmaps=heatmaps, jsonl=jsonl, csv=csv, quiet=json, endless=inbox is not None
         )
@@ -205,6 +205,14 @@ def predict(  # noqa: PLR0913 - one parameter per flag
     nothing_judged = inbox is None and not results.judged
     if results.skipped and (fail_on_anomaly or nothing_judged):
         raise typer.Exit(1)  # an image that nobody judged must not pass for a good one
+
+
+def _require_threshold(runtime: Runtime, detector: Path) -> None:
+    if runtime.calibration is None:
+        raise OptionError(
+            f"{detector.name} has no threshold, so nothing can be anomalous.",
+            hint="Fit it on more images, or set one: amiss calibrate FILE --threshold VALUE.",
+        )
 
 
 # --- calibrate -----------------------------------------------------------------------------

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from amiss.calibration import Calibration
+from amiss.calibration import Calibration, calibration_arrays
 from amiss.data.geometry import ResizeMode
 from amiss.errors import ArtifactError, DataError, OptionError, naming_extra
 from amiss.exported_file import read_manifest, require_own_weights, rewrite
@@ -148,9 +148,7 @@ class ExportedDetector:
         calibration, arrays = self.calibration, dict(self.manifest["arrays"])
         arrays["labelled.digests"] = self.labelled_digests
         if calibration is not None:
-            arrays["calibration.scores"] = calibration.scores
-            if calibration.map_maxima is not None:
-                arrays["calibration.map_maxima"] = calibration.map_maxima
+            arrays |= calibration_arrays(calibration)
         self.manifest |= {
             "calibration": None if calibration is None else calibration.as_dict(),
             "metrics": self.metrics,

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from amiss.artifact import calibration_arrays, describe
-from amiss.calibration import scaled
+from amiss.artifact import describe
+from amiss.calibration import calibration_arrays, scaled
 from amiss.data.index import Dataset, Source, index
 from amiss.engines import ExportedDetector
 from amiss.errors import ArtifactError, ExportError, OptionError
@@ -90,7 +90,7 @@ def export(  # noqa: PLR0913 - what a user may choose, by keyword
         input: "model": images of the detector's input size; "original": of any size, resized
             inside the graph.
         roi_input: whether the graph takes a region of interest beside each image. It always does
-            where a letterbox is resized outside the graph.
+            for a detector that letterboxes.
         data: labelled images on which AUROC, false alarms and recall of both are measured; an
             AUROC that falls by more than 0.005 is an error.
 
