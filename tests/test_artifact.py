@@ -309,7 +309,7 @@ RESHAPED: dict[str, Callable[[Tensor], Tensor]] = {
     "backbone.weight_1": lambda t: t[:, :-1],
     "backbone.bias_1": lambda t: t[:-1],
     "calibration.scores": lambda t: t[:0],
-    "calibration.map_maxima": lambda t: t[:-1],
+    "calibration.map_maxima": lambda t: t.repeat(2),
     "training.digests": lambda t: t[:, :-1],
 }
 

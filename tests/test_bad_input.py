@@ -371,7 +371,11 @@ def a_roi_of_another_aspect_to_judge_with(folder: Path, part: Path) -> Arguments
 
 @bad("DataError")
 def nothing_labelled_to_evaluate(folder: Path, part: Path) -> Arguments:
-    return ["evaluate", part, good(folder)]
+    table = folder / "unlabelled.csv"
+    names = [path.name for path in sorted(good(folder).iterdir())]
+    rows = [f"{good(folder).name}/{name},,test" for name in names]
+    table.write_text("\n".join(["path,label,split", *rows]) + "\n")
+    return ["evaluate", part, table]
 
 
 @bad("ImageError")

@@ -216,7 +216,8 @@ def test_predict_prints_one_object_with_json(
     assert len(told.json["results"]) == 5 and told.json["n_anomalous"] == 5
     assert told.json["skipped"] == [] and told.json["threshold"] > 0
     row = told.json["results"][0]
-    assert row.keys() == {"path", "score", "p_value", "is_anomalous", "regions"}
+    assert {"path", "score", "p_value", "is_anomalous", "regions"} <= row.keys()
+    assert row["error"] is None and row["threshold"] == told.json["threshold"]
     assert {"p50", "p95", "p99"} == told.json["latency_ms"].keys()
 
 
@@ -343,19 +344,21 @@ def test_a_watch_goes_on_after_broken_files_and_judges_rewritten_ones(
         (inbox / "cut.png").write_bytes(good.read_bytes()[:200])
         (inbox / "text.png").write_text("no image")
         shutil.copyfile(good, inbox / "part.png")
-        wait_for(lambda: lines_in(lines) == 1)
+        wait_for(lambda: lines_in(lines) == 3)  # two of them say why there is no score
         shutil.copyfile(bad, inbox / "part.png")
-        wait_for(lambda: lines_in(lines) == 2)
-        time.sleep(0.7)  # for the second look at the broken ones
+        wait_for(lambda: lines_in(lines) == 4)
 
     told = watch_while(
         work, capsys, artifact, tmp_path / "inbox", "--jsonl", lines, "--csv", table,
         "--heatmaps", heat,
     )  # fmt: skip
     assert told.status == 0
-    first, second = (json.loads(line) for line in lines.read_text().splitlines())
+    rows = [json.loads(line) for line in lines.read_text().splitlines()]
+    broken = [row for row in rows if row["error"]]
+    assert {Path(row["path"]).name for row in broken} == {"cut.png", "text.png"}
+    first, second = (row for row in rows if not row["error"])
     assert first["path"] == second["path"] and first["score"] < second["score"]
-    assert second["is_anomalous"] is True and lines_in(table) == 3
+    assert second["is_anomalous"] is True and lines_in(table) == 5
     assert {path.name for path in heat.iterdir()} == {"part.heat.png", "part.2.heat.png"}
     assert told.err.count("skipped: ") == 2 and "2 images" in told.err.splitlines()[-1]
     assert "2 skipped" in told.err.splitlines()[-1]

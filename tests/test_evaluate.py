@@ -177,7 +177,7 @@ def test_training_images_in_the_test_set_are_left_out(
 
 def test_a_test_set_that_was_all_seen_is_refused(detector: PatchCore, labelled: Path) -> None:
     records = [Record(r.path, NORMAL, split="test") for r in index(labelled).train]
-    with pytest.raises(LeakageError, match="All 12"):
+    with pytest.raises(LeakageError, match="seen all 12"):
         evaluate(detector, records)
 
 
@@ -216,8 +216,44 @@ def test_another_crop_of_a_training_file_is_another_image(
 
 
 def test_nothing_labelled_is_a_named_error(detector: PatchCore, normals: Path) -> None:
+    unlabelled = [Record(path, None, split="test") for path in normals.iterdir()]
     with pytest.raises(DataError, match="no labelled test image"):
+        evaluate(detector, unlabelled)
+
+
+def test_what_was_fitted_on_alone_cannot_be_judged(tiny: dict[str, Any], normals: Path) -> None:
+    detector = PatchCore(**tiny).fit(normals, max_false_alarm=0.1)
+    with pytest.raises(LeakageError, match="learned from all images"):
         evaluate(detector, normals)
+
+
+def test_normals_alone_show_the_false_alarms(detector: PatchCore, tmp_path: Path) -> None:
+    found = evaluate(detector, textures(tmp_path / "held_back", 9, seed=50))
+    assert found.operating_point["n_normal"] == len(found.judged) == 9
+    assert found.metrics == {} and any("All test images are normal" in n for n in found.notes)
+
+
+def test_a_set_without_a_split_is_judged_whole_but_for_what_was_seen(
+    tiny: dict[str, Any], tmp_path: Path
+) -> None:
+    textures(tmp_path / "line" / "good", 20, seed=51)
+    textures(tmp_path / "line" / "bad", 3, seed=52, defects=True)
+    detector = PatchCore(**tiny).fit(tmp_path / "line", max_false_alarm=0.1)
+    again = evaluate(detector, tmp_path / "line")
+    assert again.operating_point["n_normal"] == 4 and again.dataset["left_out_as_seen"] == 0
+    shutil.copytree(tmp_path / "line", tmp_path / "copy")  # other names, the same content
+    textures(tmp_path / "copy" / "ok", 5, seed=53)
+    copied = evaluate(detector, tmp_path / "copy")
+    assert copied.operating_point["n_normal"] == 9 and copied.dataset["left_out_as_seen"] == 16
+    assert {row.path.parent.name for row in copied.judged} == {"good", "ok", "bad"}
+
+
+def test_an_interval_that_says_nothing_is_not_printed(detector: PatchCore, labelled: Path) -> None:
+    records = [r for r in index(labelled).test if r.kind in ("good", "hole")]
+    found = evaluate(detector, records)
+    assert found.metrics["image_auroc"] == 1.0
+    assert any("Every resample" in note for note in found.notes)
+    assert "image_auroc     1.0000\n" in found.describe()
 
 
 def test_a_mask_of_another_size_is_a_named_error(

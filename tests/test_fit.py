@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import pytest
 
 from amiss.data.index import index
 from amiss.data.stream import digest
-from amiss.errors import DataError, ImageError, OptionError
+from amiss.errors import CalibrationWarning, DataError, ImageError, OptionError
 from amiss.fit import fit
 from amiss.methods.patchcore import PatchCore
 from amiss.run import Run
@@ -132,3 +133,15 @@ def test_a_failed_fit_leaves_what_was_fitted_before(
     with pytest.raises(ImageError):
         fit(fresh, [normals / "000.png", bad])
     assert not fresh.is_fitted and fresh.training_facts == {}
+
+
+def test_too_few_images_for_the_rate_are_said_in_python_too(
+    tiny: dict[str, object], normals: Path
+) -> None:
+    with pytest.warns(CalibrationWarning, match="cannot support a false-alarm rate of 0.01"):
+        PatchCore(**tiny).fit(normals)  # type: ignore[arg-type]
+    said: list[str] = []
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        PatchCore(**tiny).fit(normals, run=Run(say=said.append))  # type: ignore[arg-type]
+    assert any("cannot support" in sentence for sentence in said)

@@ -42,9 +42,8 @@ def test_the_python_of_the_readme_runs(
     assert names["result"].is_anomalous and (tmp_path / "part.amiss").is_file()
     report = names["report"]
     assert isinstance(report, amiss.Report)
-    last = capsys.readouterr().out.splitlines()[-1]
-    expected = (report.metrics["image_auroc"], report.operating_point["false_alarm_rate"])
-    assert last == f"{expected[0]} {expected[1]}"
+    printed = capsys.readouterr().out
+    assert report.describe() in printed and report.metrics["image_auroc"] > 0.9
 
 
 def test_both_readmes_show_the_same_python() -> None:

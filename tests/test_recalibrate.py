@@ -8,12 +8,13 @@ import numpy as np
 import pytest
 
 from amiss.errors import CalibrationError, DataError, ImageError, LeakageError, OptionError
+from amiss.evaluation import evaluate
 from amiss.methods.patchcore import PatchCore
 from amiss.predict import predict_records
 from amiss.recalibrate import recalibrate
 from amiss.runtime import as_runtime
 from amiss.types import Record
-from made_images import write
+from made_images import textures, write
 
 
 def scores_of(detector: PatchCore, folder: Path) -> list[float]:
@@ -72,7 +73,7 @@ def test_images_of_the_fit_may_not_choose_the_threshold(
     detector: PatchCore, labelled: Path
 ) -> None:
     before = detector.calibration
-    with pytest.raises(LeakageError, match="12 of the labelled"):
+    with pytest.raises(LeakageError, match="12 of these images"):
         recalibrate(detector, policy="f1", labelled=str(labelled))
     assert detector.calibration is before and len(detector.training_digests) == 12
 
@@ -141,3 +142,35 @@ def test_without_a_calibration_there_is_nothing_to_change(detector: PatchCore) -
     detector.calibration = None
     with pytest.raises(CalibrationError, match="no calibration"):
         recalibrate(detector, threshold=1.0)
+
+
+# --- new normals -----------------------------------------------------------------------------
+
+
+def test_new_normals_take_the_place_of_the_held_out_ones(
+    detector: PatchCore, tmp_path: Path
+) -> None:
+    folder = textures(tmp_path / "camera_2", 9, seed=80)
+    before = detector.calibration
+    changed = recalibrate(detector, normals=str(folder))
+    assert before is not None and changed.max_false_alarm == before.max_false_alarm == 0.1
+    np.testing.assert_allclose(changed.scores, sorted(scores_of(detector, folder)), rtol=1e-6)
+    maps = detector.predict(sorted(folder.iterdir()))
+    assert isinstance(maps, list) and changed.map_maxima is not None and len(maps) == 9
+    assert len(detector.labelled_digests) == 9 and "camera_2" in changed.how
+    with pytest.raises(LeakageError, match="threshold was chosen"):
+        evaluate(detector, folder)
+
+
+def test_normals_of_the_fit_cannot_set_the_threshold_again(
+    detector: PatchCore, normals: Path
+) -> None:
+    before = detector.calibration
+    with pytest.raises(LeakageError, match="12 of these images"):
+        recalibrate(detector, normals=str(normals), max_false_alarm=0.2)
+    assert detector.calibration is before
+
+
+def test_normals_go_with_a_rate_alone(detector: PatchCore, normals: Path) -> None:
+    with pytest.raises(OptionError, match="false-alarm rate alone"):
+        recalibrate(detector, normals=str(normals), threshold=1.0)

@@ -7,6 +7,7 @@ import json
 import os
 import time
 import tracemalloc
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -141,6 +142,29 @@ def test_an_endless_run_writes_each_line_at_once_and_keeps_no_rows(
     assert "results" not in told and told["n_images"] == told["n_anomalous"] == 2
     assert "2 images, 2 anomalous (p50 3.0 ms" in results.summary()
     assert len(capsys.readouterr().out.splitlines()) == 2
+
+
+@pytest.mark.parametrize("endless", [True, False])
+def test_a_file_that_could_not_be_read_has_a_row_with_the_reason(
+    detector: PatchCore, tmp_path: Path, *, endless: bool
+) -> None:
+    lines, table = tmp_path / "x.jsonl", tmp_path / "x.csv"
+    results = Results(as_runtime(detector), heatmaps=None, jsonl=lines, csv=table, quiet=True,
+                      endless=endless)  # fmt: skip
+    with results:
+        results.add(judged("a.png"), 3.0)
+        results.skip(Record(Path("b.png")), ImageError("b.png: it is empty."))
+    good, broken = [json.loads(line) for line in lines.read_text().splitlines()]
+    assert detector.calibration is not None
+    assert good["error"] is None and good["threshold"] == detector.calibration.threshold
+    assert datetime.now(UTC) - datetime.fromisoformat(good["time"]) < timedelta(minutes=1)
+    assert broken["error"] == "b.png: it is empty." and broken["score"] is None
+    with table.open(newline="") as file:
+        first, second = csv.DictReader(file)
+    assert (first["error"], first["regions"]) == ("", "1")
+    assert (second["path"], second["score"], second["regions"]) == ("b.png", "", "")
+    if not endless:  # --json lists them apart
+        assert [row["path"] for row in results.as_dict()["results"]] == ["a.png"]
 
 
 def test_lines_stay_when_a_run_breaks_off(detector: PatchCore, tmp_path: Path) -> None:

@@ -29,11 +29,12 @@ from amiss.types import Float64, Int64
 class Calibration:
     """Learned on held-out normals; lives beside the weights and can be changed at any time.
 
-    `scores` and `map_maxima` (n,) float64, ascending, are what any other threshold is computed
-    from. An image is anomalous when its score is above `threshold`, a pixel when its map is above
-    `pixel_threshold` (None for methods without maps): in normal images, at most the share `alpha`
-    has any such pixel. `max_false_alarm` is the rate asked for; `alpha`, the one in force, differs
-    where n is too small or another policy chose the threshold.
+    `scores` (n,) and `map_maxima` (n,), or (m,) where only m images have a map, float64, ascending,
+    are what any other threshold is computed from. An image is anomalous when its score is above
+    `threshold`, a pixel when its map is above `pixel_threshold` (None for methods without maps): in
+    normal images, at most the share `alpha` has any such pixel. `max_false_alarm` is the rate asked
+    for; `alpha`, the one in force, differs where n is too small or another policy chose the
+    threshold.
     """
 
     scores: Float64
@@ -87,7 +88,7 @@ class Calibration:
         """Raise ValueError unless every part is what its description says."""
         arrays = [self.scores] if self.map_maxima is None else [self.scores, self.map_maxima]
         for array in arrays:
-            if array.dtype != np.float64 or array.shape != self.scores.shape or array.ndim != 1:
+            if array.dtype != np.float64 or array.ndim != 1 or len(array) > len(self.scores):
                 raise ValueError("calibration scores of another kind or number")
             if len(array) == 0 or bool((np.diff(array) < 0).any()):
                 raise ValueError("calibration scores that are not in ascending order")
@@ -110,7 +111,7 @@ def calibrate(
 
     Args:
         scores: (n,) raw scores of normal images that the model had not seen.
-        map_maxima, map_medians: (n,) each, or None where there are no maps.
+        map_maxima, map_medians: (n,) each, or fewer, or None where there are no maps.
 
     Raises:
         CalibrationError: no scores, or some that are not finite.
@@ -162,9 +163,14 @@ def with_false_alarm_rate(calibration: Calibration, max_false_alarm: float) -> C
         max_false_alarm=max_false_alarm,
         alpha=max_false_alarm if not notes else 1 / (n + 1),
         threshold=float(calibration.scores[n - k]),
-        pixel_threshold=None if maxima is None else float(maxima[n - k]),
+        pixel_threshold=None if maxima is None else _pixel_threshold(maxima, max_false_alarm),
         notes=notes,
     )
+
+
+def _pixel_threshold(maxima: Float64, alpha: float) -> float:
+    """The order statistic of the map maxima at a rate, or the largest where they are too few."""
+    return float(maxima[len(maxima) - max(order(len(maxima), alpha), 1)])
 
 
 def with_threshold(calibration: Calibration, threshold: float) -> Calibration:
@@ -260,13 +266,12 @@ def _moved(
     above = n - int(np.searchsorted(calibration.scores, threshold, side="right"))
     alpha = (1 + above) / (n + 1)
     maxima = calibration.map_maxima
-    k = min(n, above + 1)
     return dataclasses.replace(
         calibration,
         policy=policy,
         alpha=alpha,
         threshold=threshold,
-        pixel_threshold=None if maxima is None else float(maxima[n - k]),
+        pixel_threshold=None if maxima is None else _pixel_threshold(maxima, alpha),
         notes=notes,
     )
 

@@ -154,6 +154,9 @@ def predict(  # noqa: PLR0913 - one parameter per flag
     ] = None,
     *,
     watch: Annotated[Path | None, typer.Option(help="Judge images as they appear here.")] = None,
+    settle: Annotated[
+        float, typer.Option(help="Seconds for which a watched file must not have changed.")
+    ] = 0.2,
     heatmaps: Annotated[Path | None, typer.Option(help="Folder for heat maps (PNG).")] = None,
     jsonl: Annotated[
         Path | None, typer.Option(help="Write one JSON line per image; with --watch, add them.")
@@ -179,7 +182,10 @@ def predict(  # noqa: PLR0913 - one parameter per flag
     set_threads(threads)
     if (images is None) == (watch is None):
         raise OptionError("Give images to judge, or --watch FOLDER, and not both.")
-    inbox = None if watch is None else FolderWatch(watch)  # from now on, while the rest is loaded
+    if not 0.05 <= settle <= 60:
+        raise OptionError(f"settle={settle:g} seconds; allowed is 0.05 to 60.")
+    # From now on, while the rest is loaded.
+    inbox = None if watch is None else FolderWatch(watch, interval=settle)
     with nullcontext() if inbox is None else Stopper() as stopper:
         runtime = as_runtime(load(detector))
         if fail_on_anomaly:
@@ -232,6 +238,10 @@ def calibrate(  # noqa: PLR0913 - one parameter per flag
         str | None,
         typer.Option(help="Labelled images to choose the threshold on; never judge on these."),
     ] = None,
+    normals: Annotated[
+        str | None,
+        typer.Option(help="Unseen normal images to hold the rate on, instead of the fit's own."),
+    ] = None,
     roi: Roi = None,
     layout: Layout = None,
     output: Annotated[
@@ -253,7 +263,7 @@ def calibrate(  # noqa: PLR0913 - one parameter per flag
     model = load(detector, threads=threads)
     changed = recalibrate(
         model, max_false_alarm=max_false_alarm, threshold=threshold, policy=policy,
-        labelled=labelled, roi=roi, layout=layout,
+        labelled=labelled, normals=normals, roi=roi, layout=layout,
     )  # fmt: skip
     model.save(output or detector)
     if json:

@@ -23,6 +23,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 
+class CalibrationWarning(UserWarning):
+    """There are too few normal images for the false-alarm rate that was asked for."""
+
+
 class AmissError(Exception):
     """Base of the tree. `hint` is one sentence a person can act on, or empty."""
 

@@ -53,31 +53,41 @@ def evaluate(
 ) -> Report:
     """Judge the labelled test images of `data` and compute every metric that they allow.
 
-    Images whose content the detector has seen, in fitting or in setting its threshold, are left out
-    and counted in the notes. Pixel metrics are computed at the network's input size, masks resized
+    Where the set itself does not say which images are for the test, as a folder of normal images
+    and one folder per kind do not, all of its labelled images are. Images whose content the
+    detector has seen, in fitting or in setting its threshold, are left out and counted in the
+    notes. Pixel metrics are computed at the network's input size, masks resized
     by the nearest pixel like the images; they are absent where no mask exists. The metrics are also
     kept in `detector.metrics` with the name of the data set, and a later `save` writes them down.
 
     Raises:
         DataError: no labelled test image.
-        LeakageError: the detector has seen all of them.
+        LeakageError: the detector or its threshold has seen all of them.
     """
     run = run or Run()
     dataset = data if isinstance(data, Dataset) else index(data)
-    records = _labelled(dataset)
+    others = _others(dataset, detector)
+    records = [*others, *(r for r in dataset.test if r.label is not None)]
+    if not records:
+        raise _nothing_to_judge(dataset)
     run.say(dataset.describe())
     runtime = as_runtime(detector)
     started = time.perf_counter()
     scored = _judge(runtime, detector, records, None if roi is None else Path(roi), run)
     if not scored.judged:
         raise LeakageError(
-            f"All {scored.seen} test images of {dataset.name} were seen when the detector was "
-            "fitted.",
-            hint="Evaluate on images that were not in the fit.",
+            f"The detector has seen all {scored.seen} test images of {dataset.name}, when it was "
+            "fitted or when its threshold was chosen.",
+            hint="Evaluate on images that were in neither.",
         )
     judged_at = time.perf_counter()
     calibration = runtime.calibration
     notes = [*dataset.notes, *(() if calibration is None else calibration.notes)]
+    if others:
+        notes.append(
+            f"The set has no split of its own: {len(others)} images that would be for training, "
+            "and that the detector has not learned from by name, are among those looked at."
+        )
     if scored.seen:
         notes.append(
             f"{scored.seen} test images were left out: the detector or its threshold has seen them."
@@ -122,15 +132,30 @@ def _report(
     )
 
 
-def _labelled(dataset: Dataset) -> list[Record]:
-    records = [r for r in dataset.test if r.label is not None]
-    if not records:
-        raise DataError(
-            f"{dataset.name} holds no labelled test image.",
-            hint="Put test images in folders named by their kind beside one named good, or give "
-            "a table with the columns path, label and split.",
+def _others(dataset: Dataset, detector: Fitted) -> list[Record]:
+    """Where the set has no test split of its own, its training images but for those that bear the
+    names of what the detector learned from.
+
+    Names only save the reading: whether an image was seen is decided by its content.
+    """
+    if not dataset.has_drawn_split and any(r.label is not None for r in dataset.test):
+        return []
+    facts = detector.training_facts
+    learned = {find_again(key, facts.get("root")) for key in facts.get("files", [])}
+    return [r for r in dataset.train if (r.path.absolute(), r.crop) not in learned]
+
+
+def _nothing_to_judge(dataset: Dataset) -> DataError | LeakageError:
+    if dataset.train:
+        return LeakageError(
+            f"The detector has learned from all images of {dataset.name} that have a label.",
+            hint="Evaluate on images that were not in the fit.",
         )
-    return records
+    return DataError(
+        f"{dataset.name} holds no labelled test image.",
+        hint="Put test images in folders named by their kind beside one named good, or give "
+        "a table with the columns path, label and split.",
+    )
 
 
 def _seconds(started: float, scored: float, done: float, count: int) -> dict[str, float]:
@@ -209,6 +234,12 @@ def _image_metrics(judged: Sequence[Judged], notes: list[str]) -> _Figures:
         "image_ap": bootstrap_interval("image_ap", scores, labels),
         "image_f1_max": bootstrap_interval("image_f1_max", scores, labels),
     }
+    fixed = [name for name, (low, high) in intervals.items() if low == high]
+    if fixed:
+        notes.append(
+            f"Every resample of these {len(labels)} images gives the same {', '.join(fixed)}: the "
+            "bootstrap interval says nothing there. More test images would."
+        )
     return _Figures(metrics, intervals, {"roc": roc_curve(scores, labels)})
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import time
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,13 +14,16 @@ import numpy as np
 from amiss.calibration import calibrate, check_rate
 from amiss.data.index import Dataset, Source, index
 from amiss.data.stream import ImageStream
-from amiss.errors import DataError
+from amiss.errors import CalibrationWarning, DataError
 from amiss.learning.held_out import HeldOut
 from amiss.learning.normals import Normals
+from amiss.learning.processes import join_others
 from amiss.methods.base import Detector
-from amiss.run import Run
+from amiss.run import Run, mute
 from amiss.types import Record, UInt8
 from amiss.versions import versions
+
+_NO_THRESHOLD = "One image cannot calibrate a threshold: scores are raw, nothing is decided."
 
 
 def fit(
@@ -42,9 +46,13 @@ def fit(
     Raises:
         DataError, OptionError, WeightsError, MemoryLimitError: before or while learning; the
             detector is then as unfitted as it was.
+
+    Warns:
+        CalibrationWarning: too few images for the rate asked for, unless `run` says it.
     """
     run = run or Run()
     check_rate(max_false_alarm)
+    join_others()
     dataset = data if isinstance(data, Dataset) else index(data)
     records = dataset.train
     if not records:
@@ -66,11 +74,11 @@ def fit(
     }
     learned.keep_roi(roi)
     detector.take_over(learned)
-    if detector.calibration is None:
-        run.say("One image cannot calibrate a threshold: scores are raw, nothing is decided.")
-    else:
-        for note in detector.calibration.notes:
-            run.say(note)
+    calibration = detector.calibration
+    for note in (_NO_THRESHOLD,) if calibration is None else calibration.notes:
+        if run.say is mute:  # from Python, where nobody would hear it otherwise
+            warnings.warn(note, CalibrationWarning, stacklevel=3)
+        run.say(note)
     return detector
 
 

@@ -106,7 +106,8 @@ class Report:
         lines = []
         for name, value in self.metrics.items():
             low_high = self.intervals.get(name)
-            interval = f"  [{low_high[0]:.4f}, {low_high[1]:.4f}]" if low_high else ""
+            says_something = low_high is not None and low_high[0] < low_high[1]
+            interval = "  [{:.4f}, {:.4f}]".format(*low_high or ()) if says_something else ""
             lines.append(f"{name:<16}{value:.4f}{interval}")
         point = self.operating_point
         if point.get("threshold") is not None:

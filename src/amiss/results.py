@@ -11,6 +11,7 @@ import stat
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -22,7 +23,9 @@ from amiss.report.overlay import overlay
 from amiss.runtime import Runtime
 from amiss.types import ImageResult, Record
 
-_COLUMNS = ("path", "score", "p_value", "is_anomalous", "regions")
+_COLUMNS = (
+    "time", "path", "score", "p_value", "is_anomalous", "regions", "threshold", "error",
+)  # fmt: skip
 _LAST = 100  # messages that an endless run keeps
 _REPORT_EVERY_S = 600.0
 
@@ -193,11 +196,8 @@ class Results:
         self.latencies.add(milliseconds)
         self.judged += 1
         self.anomalous += bool(found.is_anomalous)
-        row = found.as_dict()
-        if not self.endless:
-            self.rows.append(row)
-        for file, line in self._lines:
-            file.write(line(row))
+        row = {"time": _now(), **found.as_dict(), "threshold": self._threshold(), "error": None}
+        self._write_row(row)
         if not self.quiet:
             print(_line(found), flush=True)
         if self.heatmaps is not None:
@@ -205,11 +205,26 @@ class Results:
         self._report_now_and_then()
 
     def skip(self, record: Record, error: ImageError) -> None:
-        """An image that could not be read: named, and left out."""
+        """An image that could not be read: named, here and in the tables, and without a score."""
         self.skipped += 1
         self.left_out.append({"path": str(record.path), "message": error.message})
+        unjudged = ImageResult(record.path, math.nan, None, None).as_dict()
+        self._write_row(
+            {"time": _now(), **unjudged, "score": None, "threshold": self._threshold(),
+             "error": error.message}
+        )  # fmt: skip
         if not self.quiet:
             say(f"skipped: {error.message}")
+
+    def _write_row(self, row: dict[str, Any]) -> None:
+        if not self.endless:
+            self.rows.append(row)
+        for file, line in self._lines:
+            file.write(line(row))
+
+    def _threshold(self) -> float | None:
+        calibration = self.runtime.calibration
+        return None if calibration is None else calibration.threshold
 
     def _report_now_and_then(self) -> None:
         now = time.monotonic()
@@ -250,14 +265,13 @@ class Results:
 
     def as_dict(self) -> dict[str, Any]:
         """Everything, for --json; of an endless run no results, and the last ones skipped."""
-        calibration = self.runtime.calibration
         return {
-            **({} if self.endless else {"results": self.rows}),
+            **({} if self.endless else {"results": [r for r in self.rows if not r["error"]]}),
             "skipped": list(self.left_out),
             "n_images": self.judged,
             "n_anomalous": self.anomalous,
             "n_skipped": self.skipped,
-            "threshold": None if calibration is None else calibration.threshold,
+            "threshold": self._threshold(),
             "latency_ms": self.latencies.as_dict(),
             "notes": list(self.notes),
         }
@@ -297,7 +311,13 @@ def _json_line(row: dict[str, Any]) -> str:
 
 
 def _csv_row(row: dict[str, Any]) -> str:
-    return _csv_line([*(row[c] for c in _COLUMNS[:-1]), len(row["regions"])])
+    regions = len(row["regions"]) if row["error"] is None else None
+    return _csv_line([regions if c == "regions" else row[c] for c in _COLUMNS])
+
+
+def _now() -> str:
+    """The time of day in UTC, to the millisecond, as ISO 8601 writes it."""
+    return datetime.now(UTC).isoformat(timespec="milliseconds")
 
 
 def _csv_line(cells: Sequence[Any]) -> str:
@@ -322,5 +342,6 @@ def _make_folder(folder: Path) -> None:
 def _line(found: ImageResult) -> str:
     verdict = {True: "ANOMALOUS", False: "normal", None: "-"}[found.is_anomalous]
     p = "" if found.p_value is None else f"  p {found.p_value:.4f}"
-    regions = f"  {len(found.regions)} regions" if found.regions else ""
+    count = len(found.regions)
+    regions = f"  {count} region{'s' * (count > 1)}" if count else ""
     return plain_text(f"{verdict:<10}score {found.score:<9.4g}{p}  {found.path}{regions}")

@@ -6,11 +6,12 @@ import sys
 import time
 from collections.abc import Callable, Generator, Sequence
 from contextlib import closing
+from itertools import islice
 from pathlib import Path
 
 from amiss.errors import DataError, ImageError
 from amiss.frames import Frame, FrameQueue, judge_frames
-from amiss.predict import predict_records
+from amiss.predict import BATCH, predict_records
 from amiss.runtime import Runtime
 from amiss.types import ImageResult, Record
 from amiss.watch import FolderWatch, image_files
@@ -25,15 +26,20 @@ def judged_files(
 ) -> Generator[Timed, None, None]:
     """Judge the files, folders and lists on stdin (-) that the arguments name.
 
-    The milliseconds are those from one result to the next, what the caller does between left out.
-    An unreadable image is handed to `skip` and left out.
+    The milliseconds are those of an image's batch, divided by the images in it, what the caller
+    does between left out. An unreadable image is handed to `skip` and left out.
     """
     records = [Record(path) for path in _listed(arguments)]
-    last = time.perf_counter()
     with closing(predict_records(runtime, records, roi=roi, on_error=skip)) as judged:
-        for _, found in judged:
-            yield found, (time.perf_counter() - last) * 1000
-            last = time.perf_counter()
+        results = (found for _, found in judged)
+        while True:
+            started = time.perf_counter()
+            batch = list(islice(results, BATCH))
+            each = (time.perf_counter() - started) * 1000 / max(len(batch), 1)
+            if not batch:
+                return
+            for found in batch:
+                yield found, each
 
 
 def judged_arrivals(

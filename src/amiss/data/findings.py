@@ -88,7 +88,7 @@ class Findings:
             if some[0].hint:
                 lines.append(f"        → {some[0].hint}")
         counts = Counter(finding.severity for finding in self.findings)
-        tally = f"{counts['error']} errors, {counts['warning']} warnings"
+        tally = f"{number(counts['error'], 'error')}, {number(counts['warning'], 'warning')}"
         advice = "Ready to fit" if self.ok else "Mend the errors before a fit"
         return "\n".join([*lines, f"{advice}: {tally}."])
 

@@ -71,7 +71,8 @@ class Dataset:
 
     `layout` is a key of `LAYOUTS`, "table" or "list". `root` is the folder that keys are relative
     to, None for a list. `notes` are whole sentences for a person. `spare_masks` are masks that
-    belong to no image.
+    belong to no image. `has_drawn_split`: the set itself did not say which normals are for the
+    test.
     """
 
     name: str
@@ -80,6 +81,7 @@ class Dataset:
     records: tuple[Record, ...]
     notes: tuple[str, ...] = ()
     spare_masks: tuple[Path, ...] = ()
+    has_drawn_split: bool = False
 
     @property
     def train(self) -> tuple[Record, ...]:
@@ -333,7 +335,10 @@ def _split(dataset: Dataset, test_fraction: float, seed: int) -> Dataset:
             f"Files without a split: {len(chosen)} of {len(normals)} normal ones (drawn by a hash "
             f"of their names and seed {seed}) and all anomalous ones are in the test split.",
         )
-    return replace(dataset, records=tuple(place(r) for r in dataset.records), notes=notes)
+    return replace(
+        dataset, records=tuple(place(r) for r in dataset.records), notes=notes,
+        has_drawn_split=wants_test,
+    )  # fmt: skip
 
 
 def _line(records: Sequence[Record]) -> str:
