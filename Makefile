@@ -32,7 +32,7 @@ bench: $(READY)
 	$(BIN)/python benchmarks/aupro.py
 	$(BIN)/python benchmarks/false_alarms.py
 	$(if $(DATA),$(BIN)/python benchmarks/coreset.py --data $(DATA))
-	$(if $(and $(DATA),$(PEER)),$(BIN)/python benchmarks/patchcore_vs_anomalib.py --data $(DATA) --peer-python $(PEER))
+	$(if $(and $(DATA),$(PEER)),$(BIN)/python benchmarks/vs_anomalib.py --data $(DATA) --peer-python $(PEER))
 
 # Tables of options in docs/methods, and the picture of the README, made from the code.
 docs: $(READY)

