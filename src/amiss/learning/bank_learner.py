@@ -7,7 +7,7 @@ that the others make. Without: reduce the patches as they come, and judge a fift
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -17,6 +17,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from amiss.errors import MemoryLimitError
+from amiss.learning.embedding import embedded
 from amiss.learning.held_out import (
     HeldOut,
     Judge,
@@ -25,7 +26,7 @@ from amiss.learning.held_out import (
     leave_one_out,
     score_held_out,
 )
-from amiss.learning.normals import Normals, to_tensors
+from amiss.learning.normals import Normals
 from amiss.learning.partial import Partial
 from amiss.memory.bank import Bank, MemoryBank
 from amiss.memory.buffer import CoresetBuffer
@@ -34,7 +35,6 @@ from amiss.memory.embeddings import Embeddings
 from amiss.memory.leave_out import LeaveOneOut
 from amiss.memory.plan import MemoryPlan, plan_memory
 from amiss.memory.selection import Selection, sample_rows
-from amiss.nn.parallel import ImageWorkers
 from amiss.nn.roi import roi_cells
 from amiss.run import Run, mute
 from amiss.types import Bool, Int64, Prediction
@@ -93,7 +93,9 @@ class BankLearner:
             raise
 
     def _learn_whole(self, images: Normals, run: Run, store: Embeddings) -> LearnedBank:
-        for indices, patches, roi in self._embedded(images, range(store.done, len(images)), run):
+        for indices, patches, roi in embedded(
+            self._patches, images, range(store.done, len(images)), run
+        ):
             store.put(indices, patches, roi)
         inside = store.inside(self.grid[1:])  # (n, P)
         flat_inside = inside.reshape(-1)
@@ -113,20 +115,6 @@ class BankLearner:
             judge = self._judge(store, lambda i: others.without(i, self.num_neighbors))
             held_out = leave_one_out(group, judge, run)
         return LearnedBank(bank, facts, held_out)
-
-    def _embedded(
-        self, images: Normals, numbers: Iterable[int], run: Run
-    ) -> Iterator[tuple[Int64, Tensor, Tensor | None]]:
-        """Batches of (numbers of the images, patches (B, P, D), rois (B, H, W) or None)."""
-        done = 0
-        indices = np.array(numbers, dtype=np.int64)
-        with ImageWorkers() as workers:
-            for batch in images.only(indices, run.batch_size):
-                x, roi = to_tensors(batch.images, batch.rois)
-                patches = torch.cat(workers.map(self._patches, x.split(1)))
-                done += len(batch.indices)
-                run.progress("features", done, len(indices))
-                yield batch.indices, patches, roi
 
     def _patches(self, images: Tensor) -> Tensor:
         """(B, 3, H, W) uint8 -> (B, P, D)."""
@@ -196,7 +184,7 @@ class BankLearner:
         buffer = CoresetBuffer(dim, chunk_rows=plan.chunk_rows, keep=plan.keep)
         cell = torch.cartesian_prod(torch.arange(height), torch.arange(width)).to(torch.int32)
         sample = torch.empty(0, dim)
-        for indices, patches, roi in self._embedded(images, numbers, run):
+        for indices, patches, roi in embedded(self._patches, images, numbers, run):
             cells = None if roi is None else roi_cells(roi, (height, width))
             for row, i in enumerate(indices):
                 image = torch.full((len(cell), 1), int(i), dtype=torch.int32)

@@ -25,9 +25,9 @@ _CHUNK = 16  # images judged between two reports of progress
 class HeldOut(NamedTuple):
     """Raw scores of normal images by a model that had not seen them, in the order of `indices`.
 
-    `scores` (n,) float64; `map_maxima` (n,) float64, the largest map value of each image inside its
-    region of interest, and `map_medians` (n,), the middle one; both None for methods that do not
-    localize. `how` says in words where the scores come from.
+    `scores` (n,) float64; `map_maxima` float64, the largest map value of each image inside its
+    region of interest, and `map_medians`, the middle one: (n,), or fewer where maps take long, and
+    both None for methods that do not localize. `how` says in words where the scores come from.
     """
 
     indices: Int64
@@ -65,12 +65,13 @@ def draw_held_out(files: Sequence[Path], seed: int) -> Int64:
     return np.flatnonzero(np.isin(group, drawn))
 
 
-def leave_one_out(group: Int64, judge: Judge, run: Run) -> HeldOut:
-    """`judge` scores each of n images by a model that only other groups (n,) made; none is
-    wasted. With a single group there is nothing to judge by."""
+def leave_one_out(group: Int64, judge: Judge, run: Run, *, numbers: Int64 | None = None) -> HeldOut:
+    """`judge` scores each of n images, or only those of `numbers`, by a model that only other
+    groups (n,) made; none is wasted. With a single group there is nothing to judge by."""
     n = len(group)
-    numbers = range(n if group.max() > 0 else 0)
-    return _collect(_judged(judge, numbers), n, f"leaving out each of {n} normal images", run)
+    mine = list(range(n)) if numbers is None else numbers.tolist()
+    rows = _judged(judge, mine if group.max() > 0 else [])
+    return _collect(rows, len(mine), f"leaving out each of {n} normal images", run)
 
 
 def cross_conformal(group: Int64, folds: int, run: Run, learn: Callable[[Bool], Judge]) -> HeldOut:

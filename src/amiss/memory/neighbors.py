@@ -44,7 +44,7 @@ class Rows:
         The distance is taken from the difference, so a row that equals the query is at exactly 0.
         """
         if torch.compiler.is_compiling():  # a graph has no loop over a size that it does not know
-            return self._nearest_by_ranks(queries)
+            return self.nearest_by_ranks(queries)
         step = max(1, _BLOCK // len(self.ranking))
         found = [self._nearest_of_block(block) for block in queries.split(step)]
         if len(found) == 1:
@@ -56,9 +56,10 @@ class Rows:
         found = None if bounds is None else bounds.nearest(queries)
         if found is not None:
             return found[0].sqrt_(), found[1]
-        return self._nearest_by_ranks(queries)
+        return self.nearest_by_ranks(queries)
 
-    def _nearest_by_ranks(self, queries: Tensor) -> tuple[Tensor, Tensor]:
+    def nearest_by_ranks(self, queries: Tensor) -> tuple[Tensor, Tensor]:
+        """As `nearest`, with all rows compared at once and no bounds."""
         indices = first_minimum(self._padded_ranks(queries))
         return distances_to(queries, self.rows[indices]), indices
 

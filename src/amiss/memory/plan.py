@@ -46,7 +46,7 @@ def plan_memory(rows: int, dim: int, size: int, *, limit_mib: int | None) -> Mem
         MemoryLimitError: not even the stream fits; names the options that help.
     """
     used = resident_mib()
-    ceiling = limit_mib if limit_mib is not None else _free_mib(used)
+    ceiling = ceiling_mib(limit_mib)
     per_row = (4 * dim + 72) / _MIB  # the row, its bound, stamp, two nearest picks, sorting
     bank = size * 12 * dim / _MIB  # centres during the search, the chosen rows, the bank
     need = used + _SEARCH_MIB + rows * per_row + bank
@@ -76,6 +76,12 @@ def resident_mib() -> float:
 
         return int(statm.read_text().split()[1]) * resource.getpagesize() / _MIB
     return peak_mib()
+
+
+def ceiling_mib(limit_mib: int | None) -> float | None:
+    """The limit, or without one nine tenths of what the machine has free; None where neither is
+    known."""
+    return limit_mib if limit_mib is not None else _free_mib(resident_mib())
 
 
 def _free_mib(used: float) -> float | None:

@@ -47,11 +47,15 @@ class LowerBounds:
         self.reach = float(norms.max().sqrt())  # the longest m - c
         self.rounding = rows.shape[1] * 2.0**-23  # of float32 sums of D terms, relative
 
-    def nearest(self, queries: Tensor) -> tuple[Tensor, Tensor] | None:
+    def nearest(
+        self, queries: Tensor, at_most: Tensor | None = None
+    ) -> tuple[Tensor, Tensor] | None:
         """Squared distances (Q,) to, and numbers (Q,) int64 of, the nearest rows, the first of
         equals; None where the bounds leave too much to compare.
 
         queries: (Q, D). Where it computes in float32, rounding is given to the bounds as slack.
+        `at_most` (Q,) are squared distances beyond which nothing is looked for: the answer is then
+        infinite, or some distance above it.
         """
         Q = len(queries)
         q = queries - self.center
@@ -69,6 +73,8 @@ class LowerBounds:
         near = group * GROUP + flat.index_select(0, first + group).argmin(1)
         slack = self.rounding * self.reach * (2 * norm.sqrt() + self.reach)
         upper = (queries - self.rows.index_select(0, near)).square_().sum(1) - norm + slack
+        if at_most is not None:
+            upper = torch.minimum(upper, at_most - norm + slack)
         # Groups, then rows, whose lower bound does not exceed it, as pairs with their query.
         query, group = (smallest <= upper[:, None]).nonzero(as_tuple=True)
         if len(query) * GROUP > lower.numel() // 2:
@@ -83,7 +89,7 @@ class LowerBounds:
 
 def _smallest_of_each(values: Tensor, query: Tensor, row: Tensor, Q: int) -> tuple[Tensor, Tensor]:
     """values, query, row (C,) -> for each of Q queries its smallest value and the first row that
-    has it. Every query occurs."""
+    has it; infinity, and no row, for a query that does not occur."""
     best = values.new_full((Q,), torch.inf).scatter_reduce_(0, query, values, "amin")
     winners = (values == best[query]).nonzero()[:, 0]
     query, row = query[winners], row[winners]
@@ -95,6 +101,13 @@ def _smallest_of_each(values: Tensor, query: Tensor, row: Tensor, Q: int) -> tup
 def lower_bounds(rows: Tensor, center: Tensor) -> LowerBounds | None:
     """Bounds for rows (N, D) in as few directions as hold enough of their variance; None where
     these are more than half of all, or the rows so few that a plain product is quicker."""
+    directions = choose_directions(rows, center)
+    return None if directions is None else LowerBounds(rows, center, directions)
+
+
+def choose_directions(rows: Tensor, center: Tensor) -> Tensor | None:
+    """(D, k) orthonormal: the few that hold enough of the variance of rows (N, D); None as for
+    `lower_bounds`."""
     N, D = rows.shape
     most = D // 2 // _STEP * _STEP - 1
     if N < 1024 or most < 1:
@@ -104,7 +117,7 @@ def lower_bounds(rows: Tensor, center: Tensor) -> LowerBounds | None:
     if not len(enough):
         return None
     k = (int(enough[0]) + 2 + _STEP - 1) // _STEP * _STEP - 1
-    return LowerBounds(rows, center, directions[:, :k].contiguous())
+    return directions[:, :k].contiguous()
 
 
 def _principal(rows: Tensor, count: int) -> tuple[Tensor, Tensor]:

@@ -1,4 +1,4 @@
-"""From a grid of patch distances to an anomaly map: bilinear upsampling, then Gaussian blur.
+"""From a grid of patch distances to an anomaly map: upsampling, then Gaussian blur.
 
 Both act on rows and columns alone and are linear, so together they are one matrix on each side:
 map = A_h d A_w^T. That is exact, and two small products where the plain form makes four passes
@@ -46,19 +46,44 @@ def bilinear_matrix(source: int, target: int) -> Float64:
     return matrix
 
 
+def bicubic_matrix(source: int, target: int) -> Float64:
+    """(target, source) matrix of cubic convolution with a = -0.75 and half-pixel centres, the
+    border repeated, as torch's `interpolate` does it. Keys, 1981."""
+    a = -0.75
+    position = (np.arange(target) + 0.5) * source / target - 0.5
+    low = np.floor(position).astype(int)
+    matrix = np.zeros((target, source))
+    for offset in (-1, 0, 1, 2):
+        t = np.abs(position - (low + offset))
+        near = ((a + 2) * t - (a + 3)) * t * t + 1
+        far = ((a * t - 5 * a) * t + 8 * a) * t - 4 * a
+        columns = np.clip(low + offset, 0, source - 1)
+        np.add.at(matrix, (np.arange(target), columns), np.where(t <= 1, near, far))
+    return matrix
+
+
 class MapUpsampler(nn.Module):
     """(B, h, w) distances on a grid -> (B, H, W) blurred map at the input size.
+
+    `interpolation` is "bilinear" or "bicubic".
 
     With `inside` (B, h, w), 1 where a cell is looked at and 0 elsewhere, the blur is normalised:
     cells outside neither raise nor lower the map at the border of the region of interest.
     """
 
-    def __init__(self, grid: tuple[int, int], size: tuple[int, int], sigma: float) -> None:
+    def __init__(
+        self,
+        grid: tuple[int, int],
+        size: tuple[int, int],
+        sigma: float,
+        interpolation: str = "bilinear",
+    ) -> None:
         super().__init__()
+        resize = {"bilinear": bilinear_matrix, "bicubic": bicubic_matrix}[interpolation]
         self.rows: Tensor
         self.columns: Tensor
         for name, source, target in zip(("rows", "columns"), grid, size, strict=True):
-            matrix = gaussian_matrix(target, sigma) @ bilinear_matrix(source, target)
+            matrix = gaussian_matrix(target, sigma) @ resize(source, target)
             self.register_buffer(name, torch.from_numpy(matrix).float(), persistent=False)
 
     def forward(self, distances: Tensor, inside: Tensor | None = None) -> Tensor:
