@@ -196,7 +196,10 @@ def test_no_file_has_a_name_that_says_nothing() -> None:
 
 def test_the_public_names_are_exactly_these() -> None:
     assert amiss.__all__ == [
+        "FYD",
+        "SPADE",
         "ImageResult",
+        "PaDiM",
         "PatchCore",
         "Prediction",
         "Record",

@@ -18,14 +18,20 @@ if TYPE_CHECKING:
     from amiss.data.doctor import check
     from amiss.evaluation import evaluate
     from amiss.frames import predict_frames
+    from amiss.methods.fyd import FYD
+    from amiss.methods.padim import PaDiM
     from amiss.methods.patchcore import PatchCore
+    from amiss.methods.spade import SPADE
     from amiss.outcome import Report
     from amiss.run import Run
     from amiss.runtime import load
     from amiss.types import ImageResult, Prediction, Record
 
 __all__ = [
+    "FYD",
+    "SPADE",
     "ImageResult",
+    "PaDiM",
     "PatchCore",
     "Prediction",
     "Record",
@@ -40,7 +46,10 @@ __all__ = [
 ]
 
 _PLACES = {
+    "FYD": "amiss.methods.fyd",
+    "SPADE": "amiss.methods.spade",
     "ImageResult": "amiss.types",
+    "PaDiM": "amiss.methods.padim",
     "PatchCore": "amiss.methods.patchcore",
     "Prediction": "amiss.types",
     "Record": "amiss.types",

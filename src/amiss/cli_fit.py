@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
@@ -64,6 +65,13 @@ def run_fit(  # noqa: PLR0913 - one parameter per flag
     mask_dir: MaskDir = None,
     test_fraction: TestFraction = 0.2,
     elpv_anomalous: ElpvAnomalous = 1.0,
+    device: Annotated[str, typer.Option(help="Of methods that train: cpu, cuda or mps.")] = "cpu",
+    precision: Annotated[
+        str, typer.Option(help="Of methods that train: 32-true, bf16-mixed or 16-mixed.")
+    ] = "32-true",
+    log: Annotated[
+        Path | None, typer.Option(help="Of methods that train: folder of losses for TensorBoard.")
+    ] = None,
     threads: Threads = None,
     json: Json = False,
 ) -> None:
@@ -78,10 +86,13 @@ def run_fit(  # noqa: PLR0913 - one parameter per flag
     require_writable(output)
     partial = output.with_name(output.name + ".partial")
     notes: list[str] = []
-    with progress_bar(json) as progress:
+    # Of several processes that learn together, the first speaks and writes.
+    is_first = os.environ.get("RANK", "0") == "0"
+    with progress_bar(json or not is_first) as progress:
         run = Run(
             seed=seed, max_memory_mib=parse_memory(max_memory), progress=progress,
-            say=notes.append if json else say, partial=partial,
+            say=notes.append if json or not is_first else say, partial=partial,
+            device=device, precision=precision, log=log,
         )  # fmt: skip
         dataset = index(
             data, layout=layout, mask_dir=mask_dir, test_fraction=test_fraction,
@@ -93,6 +104,8 @@ def run_fit(  # noqa: PLR0913 - one parameter per flag
             if partial.exists():
                 say(f"The work so far is in {partial}; the same command goes on from there.")
             raise
+    if not is_first:
+        return
     detector.save(output)
     partial.unlink(missing_ok=True)
     _say_fit(detector, output, notes, as_json=json)

@@ -13,6 +13,9 @@ Progress = Callable[[str, int, int], None]
 """Called with (stage, done, total); `total` is the same for all calls of one stage."""
 
 
+DEVICES = ("cpu", "cuda", "mps")
+PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")
+
 Say = Callable[[str], None]
 """Called with a sentence for the user, such as the memory that a job will take."""
 
@@ -31,18 +34,31 @@ class Run:
 
     `max_memory_mib` bounds the resident memory of the process; None means no bound.
     `partial` is where interrupted work is kept for the next call to pick up; None keeps nothing.
+    `device` ("cpu", "cuda", "mps") and `precision` ("32-true", "bf16-mixed", "16-mixed") are those
+    of methods that train; `log` is a folder for their losses, for TensorBoard.
     """
 
     seed: int = 0
     batch_size: int = 8
     max_memory_mib: int | None = None
     partial: Path | None = None
+    device: str = "cpu"
+    precision: str = "32-true"
+    log: Path | None = None
     progress: Progress = silent
     say: Say = mute
 
     def __post_init__(self) -> None:
         if not 0 <= self.seed < 1 << 32:
             raise OptionError(f"seed={self.seed} is not a seed.", hint="Use 0 to 4294967295.")
+        for name, value, allowed in (
+            ("device", self.device, DEVICES),
+            ("precision", self.precision, PRECISIONS),
+        ):
+            if value not in allowed:
+                raise OptionError(
+                    f"{name}={value!r} is not known.", hint=f"Choose from {', '.join(allowed)}."
+                )
         if self.batch_size < 1:
             raise OptionError(
                 f"batch_size={self.batch_size} holds no image.", hint="Use 1 or more."

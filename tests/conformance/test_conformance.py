@@ -27,23 +27,40 @@ def _weights_file(folder: Path) -> str:
 
 # What makes a method quick here, and other values for the options that cannot suggest their own.
 # A method without an entry is fitted with its defaults.
+TINY_BACKBONE: dict[str, Any] = {
+    "backbone": "test_efficientnet",
+    "weights": "random",
+    "image_size": (48, 64),
+    "layers": ("4", "8"),
+}
 QUICK: dict[str, dict[str, Any]] = {
-    "patchcore": {
-        "backbone": "test_efficientnet",
-        "weights": "random",
-        "image_size": (48, 64),
-        "layers": ("4", "8"),
-        "coreset_ratio": 0.1,
-        "folds": 4,
-    },
+    "fyd": {**TINY_BACKBONE, "dim": 20, "head_dim": 16, "epochs": 2, "batch_size": 4},
+    "padim": {**TINY_BACKBONE, "dim": 20},
+    "patchcore": {**TINY_BACKBONE, "coreset_ratio": 0.1, "folds": 4},
+    "spade": {**TINY_BACKBONE, "descriptor_layer": "8", "num_images": 3},
+}
+BACKBONE_KNOBS: dict[str, Knob] = {
+    "backbone": Knob("test_resnet"),
+    "layers": Knob(("8", "16")),
+    "weights": Knob(_weights_file),
+    # The tiny EfficientNet was trained with ImageNet's statistics, the tiny ResNet was not.
+    "normalization": Knob(None, given={"backbone": "test_resnet"}),
 }
 KNOBS: dict[str, dict[str, Knob]] = {
+    "fyd": {  # takes networks apart after their stages, which the tiny ResNet does not allow
+        **BACKBONE_KNOBS,
+        "backbone": Knob("mobilenetv2_035"),
+        "normalization": Knob(None, given={"backbone": "tf_efficientnet_lite0"}),
+    },
+    "padim": BACKBONE_KNOBS,
+    "spade": {
+        **BACKBONE_KNOBS,
+        "layers": Knob(("4",)),
+        "descriptor_layer": Knob("32"),
+        "calibration_maps": Knob(3),
+    },
     "patchcore": {
-        "backbone": Knob("test_resnet"),
-        "layers": Knob(("8", "16")),
-        "weights": Knob(_weights_file),
-        # The tiny EfficientNet was trained with ImageNet's statistics, the tiny ResNet was not.
-        "normalization": Knob(None, given={"backbone": "test_resnet"}),
+        **BACKBONE_KNOBS,
         "layer_dim": Knob(40, given={"embedding": "adaptive", "target_dim": 64}),
         "target_dim": Knob(40, given={"embedding": "adaptive", "layer_dim": 64}),
     },

@@ -12,7 +12,10 @@ if TYPE_CHECKING:
     from amiss.methods.base import Detector
 
 METHODS = {
+    "spade": "amiss.methods.spade:SPADE",
+    "padim": "amiss.methods.padim:PaDiM",
     "patchcore": "amiss.methods.patchcore:PatchCore",
+    "fyd": "amiss.methods.fyd:FYD",
 }
 
 
@@ -27,7 +30,16 @@ class About(NamedTuple):
 
 
 ABOUT = {
+    "spade": About(
+        "Cohen and Hoshen, arXiv 2005.02357",
+        True,
+        "each image is compared with other normal images than the one before, piece by piece, "
+        "which a fixed graph does not hold",
+        False,
+    ),
+    "padim": About("Defard et al., ICPR 2020 workshops, arXiv 2011.08785", True, True, False),
     "patchcore": About("Roth et al., CVPR 2022, arXiv 2106.08265", True, True, False),
+    "fyd": About("Zheng et al., ICME 2022, arXiv 2110.04538", True, True, False),
 }
 
 

@@ -1,0 +1,301 @@
+"""`train`: the one loop of all methods that learn by gradients, on Lightning Fabric.
+
+What a step does is the method's own: `train` hands it a batch and a `Loop`, and the step calls
+`loop.backward(loss)` and `loop.update(name)` as often as its paper says. The loop owns order,
+checkpoints, progress and the machine: device, precision, and several processes, which share every
+batch and average their gradients.
+
+Everything random in a step follows from the seed and the number of the step. So a training that was
+killed goes on from its last checkpoint and ends, on a CPU, with the same bits as one that was not.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from amiss.errors import OptionError, naming_extra
+from amiss.learning.normals import Normals, to_tensors
+from amiss.learning.partial import Partial
+from amiss.learning.processes import rank_and_size
+from amiss.memory.plan import ceiling_mib, resident_mib
+from amiss.run import Run
+from amiss.types import Int64
+
+if TYPE_CHECKING:
+    from lightning_fabric import Fabric
+
+CHECKPOINT_S = 60.0
+"""Seconds between two checkpoints, which an interruption adds one to."""
+_SAID = 10  # how often the losses are said in the course of a training
+
+
+class Player(NamedTuple):
+    """A network that learns, and how. `clip_norm`: the norm that gradients are cut to, or None."""
+
+    network: nn.Module
+    optimizer: Optimizer
+    clip_norm: float | None = None
+
+
+Losses = Mapping[str, Tensor | float]
+StepFunction = Callable[["Loop", Tensor], Losses]
+"""(loop, images (b, 3, H, W) uint8 on the device) -> what to report, by name."""
+
+
+class Loop:
+    """What a step may use. `networks` are to be called, not those of the players: they hold what
+    device, precision and other processes need."""
+
+    def __init__(self, fabric: Fabric, players: Mapping[str, Player]) -> None:
+        self.fabric = fabric
+        self.players = players
+        self.networks: dict[str, Any] = {}
+        self._optimizers: dict[str, Any] = {}
+        self.step = 0
+        for name, player in players.items():
+            self.networks[name], self._optimizers[name] = fabric.setup(
+                player.network, player.optimizer
+            )
+
+    def backward(self, loss: Tensor) -> None:
+        """Add the gradients of a loss to those there are."""
+        self.fabric.backward(loss)
+
+    def update(self, name: str) -> None:
+        """One step of a player's optimizer, whose gradients are then forgotten."""
+        player, optimizer = self.players[name], self._optimizers[name]
+        if player.clip_norm is not None:
+            self.fabric.clip_gradients(self.networks[name], optimizer, max_norm=player.clip_norm)
+        optimizer.step()
+        optimizer.zero_grad()
+
+
+@dataclass(frozen=True)
+class History:
+    """What a training went through: the mean of each loss over each epoch, and its pace.
+
+    `seconds` and `images_per_second` are those of this process since it was started or resumed.
+    """
+
+    losses: dict[str, list[float]]
+    steps: int
+    seconds: float
+    images_per_second: float
+
+    def last(self) -> dict[str, float]:
+        """Each loss in the last epoch."""
+        return {name: values[-1] for name, values in self.losses.items() if values}
+
+
+class TrainingImages:
+    """Some images of a set, by number: decoded once and kept where there is room, else read anew
+    for every batch."""
+
+    def __init__(self, images: Normals, numbers: Int64, run: Run) -> None:
+        self.images, self.numbers, self.run = images, numbers, run
+        height, width = images.stream.size
+        need = len(numbers) * height * width * 3 / (1 << 20)
+        ceiling = ceiling_mib(run.max_memory_mib)
+        self.kept: Tensor | None = None
+        if ceiling is None or resident_mib() + need < 0.8 * ceiling:
+            self.kept = self._read(numbers)
+
+    def __len__(self) -> int:
+        return len(self.numbers)
+
+    def at(self, places: Int64) -> Tensor:
+        """(b, 3, H, W) uint8, of the places in this row of images."""
+        if self.kept is not None:
+            return self.kept[torch.from_numpy(places)]
+        return self._read(self.numbers[places])
+
+    def _read(self, numbers: Int64) -> Tensor:
+        height, width = self.images.stream.size
+        found = torch.empty(len(numbers), 3, height, width, dtype=torch.uint8)
+        done = 0
+        for batch in self.images.only(numbers, self.run.batch_size):
+            x, _ = to_tensors(batch.images, None)
+            found[done : done + len(x)] = x
+            done += len(x)
+        return found
+
+
+def train(  # noqa: PLR0913 - what learns, on what, how long, and the job
+    players: Mapping[str, Player],
+    images: TrainingImages,
+    step: StepFunction,
+    *,
+    epochs: int,
+    batch_size: int,
+    run: Run,
+    job: dict[str, Any],
+    stage: str = "training",
+) -> History:
+    """Call `step` for every batch of `epochs` epochs.
+
+    Each epoch goes over the images in an order of its own, drawn by the seed, without the rest that
+    does not fill a batch. `batch_size` counts the images of all processes together; each gets its
+    share. `job` names everything the result depends on, for work that was interrupted.
+
+    Raises:
+        OptionError: a batch that cannot be shared, or more processes than images.
+    """
+    rank, size = rank_and_size()
+    n = len(images)
+    batch_size = min(batch_size, n)
+    if batch_size % size:
+        raise OptionError(
+            f"A batch of {batch_size} images cannot be shared by {size} processes.",
+            hint=f"Choose a batch size that is a multiple of {size}, and at most {n}.",
+        )
+    per_epoch = max(1, n // batch_size)
+    total = epochs * per_epoch
+    for player in players.values():
+        player.network.train()
+    loop = Loop(_fabric(run), players)
+    records = [images.images.stream.records[i] for i in images.numbers]
+    partial = Partial(run.partial, job | images.images.reading(), records)
+    log = _Log(run, per_epoch, epochs)
+    _resume(loop, log, partial.load())
+    if loop.step:
+        run.say(f"going on after step {loop.step} of {total}")
+    started, first, saved = time.perf_counter(), loop.step, time.perf_counter()
+    try:
+        with torch.random.fork_rng(devices=[]):
+            while loop.step < total:
+                epoch, place = divmod(loop.step, per_epoch)
+                batch = _order(n, run.seed, epoch)[place * batch_size : (place + 1) * batch_size]
+                x = loop.fabric.to_device(images.at(batch[rank::size]))
+                torch.manual_seed(_seed_of(run.seed, loop.step, rank))
+                log.add(step(loop, x))
+                loop.step += 1
+                run.progress(stage, loop.step, total)
+                log.tell(loop.step)
+                if time.perf_counter() - saved > CHECKPOINT_S and rank == 0:
+                    partial.save(_state(loop, log))
+                    saved = time.perf_counter()
+    except KeyboardInterrupt:
+        if rank == 0:
+            partial.save(_state(loop, log))
+        raise
+    for player in players.values():
+        player.network.cpu().eval()
+    seconds = time.perf_counter() - started
+    pace = (loop.step - first) * batch_size / max(seconds, 1e-9)
+    return History(log.epochs, loop.step, round(seconds, 3), round(pace, 2))
+
+
+def _fabric(run: Run) -> Fabric:
+    with naming_extra("Training", "train"):
+        from lightning_fabric import Fabric
+    size = rank_and_size()[1]
+    local = int(os.environ.get("LOCAL_WORLD_SIZE", size))
+    fabric = Fabric(
+        accelerator=run.device, precision=run.precision,  # type: ignore[arg-type]
+        devices=local if size > 1 else 1, num_nodes=size // local,
+        strategy="ddp" if size > 1 else "auto",
+    )  # fmt: skip
+    fabric.launch()
+    return fabric
+
+
+def _order(n: int, seed: int, epoch: int) -> Int64:
+    """The order of the images in an epoch: of the seed and the epoch alone."""
+    return np.random.default_rng([seed, epoch]).permutation(n)
+
+
+def _seed_of(seed: int, step: int, rank: int) -> int:
+    return int(np.random.SeedSequence([seed, step, rank]).generate_state(1)[0])
+
+
+# --- what is reported ------------------------------------------------------------------------
+
+
+class _Log:
+    """Sums the losses of an epoch, says them now and then, and writes them for TensorBoard."""
+
+    def __init__(self, run: Run, per_epoch: int, epochs: int) -> None:
+        self.run, self.per_epoch, self.total = run, per_epoch, epochs
+        self.epochs: dict[str, list[float]] = {}
+        self.sums: dict[str, float] = {}
+        self._writer: Any = None
+        if run.log is not None and rank_and_size()[0] == 0:
+            with naming_extra("A log for TensorBoard", "tensorboard"):
+                from torch.utils.tensorboard import SummaryWriter
+            self._writer = SummaryWriter(str(run.log))
+
+    def add(self, losses: Losses) -> None:
+        for name, value in losses.items():
+            self.sums[name] = self.sums.get(name, 0.0) + float(value)
+
+    def tell(self, step: int) -> None:
+        """After each step; at the end of an epoch its means are kept."""
+        epoch, place = divmod(step, self.per_epoch)
+        if place:
+            return
+        means = {name: total / self.per_epoch for name, total in self.sums.items()}
+        self.sums = {}
+        for name, mean in means.items():
+            self.epochs.setdefault(name, []).append(mean)
+            if self._writer is not None:
+                self._writer.add_scalar(name, mean, epoch)
+        if self._writer is not None:
+            self._writer.flush()
+        if epoch % max(1, self.total // _SAID) == 0 or epoch == self.total:
+            told = ", ".join(f"{name} {mean:.4g}" for name, mean in means.items())
+            self.run.say(f"epoch {epoch} of {self.total}: {told}")
+
+
+# --- checkpoints -----------------------------------------------------------------------------
+
+
+def _state(loop: Loop, log: _Log) -> dict[str, Tensor]:
+    """Everything that the rest of the training depends on, as tensors by name."""
+    kept = {"step": torch.tensor(loop.step)}
+    for name, player in loop.players.items():
+        for key, value in player.network.state_dict().items():
+            kept[f"network|{name}|{key}"] = value.detach().cpu().contiguous().clone()
+        for number, values in player.optimizer.state_dict()["state"].items():
+            for key, value in values.items():
+                kept[f"optimizer|{name}|{number}|{key}"] = torch.as_tensor(value).cpu().clone()
+    for name, means in log.epochs.items():
+        kept[f"epochs|{name}"] = torch.tensor(means, dtype=torch.float64)
+    for name, total in log.sums.items():
+        kept[f"sums|{name}"] = torch.tensor(total, dtype=torch.float64)
+    return kept
+
+
+def _resume(loop: Loop, log: _Log, kept: Mapping[str, Tensor]) -> None:
+    """Go on from `_state`; from nothing, begin."""
+    if not kept:
+        return
+    loop.step = int(kept["step"])
+    for name, player in loop.players.items():
+        under = f"network|{name}|"
+        player.network.load_state_dict(
+            {k.removeprefix(under): v for k, v in kept.items() if k.startswith(under)}
+        )
+        state: dict[int, dict[str, Tensor]] = {}
+        for key, value in kept.items():
+            kind, _, rest = key.partition("|")
+            owner, _, rest = rest.partition("|")
+            if kind == "optimizer" and owner == name:
+                number, _, what = rest.partition("|")
+                state.setdefault(int(number), {})[what] = value
+        groups = player.optimizer.state_dict()["param_groups"]
+        player.optimizer.load_state_dict({"state": state, "param_groups": groups})
+    for key, value in kept.items():
+        kind, _, name = key.partition("|")
+        if kind == "epochs":
+            log.epochs[name] = value.tolist()
+        elif kind == "sums":
+            log.sums[name] = float(value)

@@ -1,0 +1,190 @@
+"""The one training loop: order, checkpoints, what is reported."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from amiss import training
+from amiss.data.index import index
+from amiss.data.stream import ImageStream
+from amiss.errors import OptionError
+from amiss.learning.normals import Normals
+from amiss.run import Run
+from amiss.training import Loop, Player, TrainingImages, train
+
+
+def network(seed: int = 0) -> nn.Module:
+    torch.manual_seed(seed)
+    return nn.Sequential(
+        nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Dropout(0.2), nn.Conv2d(4, 3, 3)
+    )
+
+
+def step(loop: Loop, x: Tensor) -> dict[str, Tensor]:
+    images = x.float() / 255
+    noisy = images + 0.1 * torch.rand_like(images)  # of the global generator, on purpose
+    loss = (loop.networks["net"](noisy) - images[:, :, 2:-2, 2:-2]).square().mean()
+    loop.backward(loss)
+    loop.update("net")
+    return {"loss": loss.detach()}
+
+
+@pytest.fixture
+def images(normals: Path) -> Normals:
+    return Normals(ImageStream(index(normals).train, size=(24, 32)))
+
+
+def learned(
+    images: Normals, run: Run | None = None, on_step: Any = None, **options: Any
+) -> tuple[nn.Module, training.History]:
+    net = network()
+    player = Player(net, torch.optim.Adam(net.parameters(), lr=1e-2), clip_norm=1.0)
+
+    def watched(loop: Loop, x: Tensor) -> dict[str, Tensor]:
+        if on_step is not None:
+            on_step(loop.step, x)
+        return step(loop, x)
+
+    run = run or Run()
+    settings = {"epochs": 4, "batch_size": 4, "job": {"a": 1}} | options
+    history = train(
+        {"net": player}, TrainingImages(images, np.arange(len(images)), run), watched, run=run,
+        **settings,
+    )  # fmt: skip
+    return net, history
+
+
+def same(one: nn.Module, other: nn.Module) -> bool:
+    pairs = zip(one.state_dict().values(), other.state_dict().values(), strict=True)
+    return all(torch.equal(a, b) for a, b in pairs)
+
+
+def test_the_loss_falls_and_is_reported(images: Normals) -> None:
+    said: list[str] = []
+    steps: list[tuple[int, int]] = []
+    run = Run(say=said.append, progress=lambda _, done, total: steps.append((done, total)))
+    net, history = learned(images, run, epochs=20)
+    assert history.losses["loss"][-1] < 0.5 * history.losses["loss"][0]
+    assert history.last() == {"loss": history.losses["loss"][-1]} and history.steps == 60
+    assert steps == [(i + 1, 60) for i in range(60)]
+    assert said[-1].startswith("epoch 20 of 20: loss ") and len(said) == 10
+    assert not net.training and history.images_per_second > 0
+
+
+def test_every_epoch_goes_over_the_images_in_another_order(images: Normals) -> None:
+    seen: dict[int, list[float]] = {}
+    learned(images, on_step=lambda s, x: seen.setdefault(s // 3, []).extend(
+        x.double().flatten(1).std(1).tolist()))  # fmt: skip
+    assert len(seen) == 4 and all(len(set(v)) == 12 for v in seen.values())
+    assert sorted(seen[0]) == sorted(seen[1]) and seen[0] != seen[1]
+
+
+def test_the_rest_that_fills_no_batch_waits_for_another_epoch(images: Normals) -> None:
+    sizes: list[int] = []
+    _, history = learned(images, batch_size=5, on_step=lambda _, x: sizes.append(len(x)))
+    assert sizes == [5] * 8 and history.steps == 8
+    _, few = learned(images, batch_size=100)
+    assert few.steps == 4
+
+
+def test_the_same_seed_gives_the_same_weights_and_leaves_the_global_state(images: Normals) -> None:
+    torch.manual_seed(3)
+    before = torch.get_rng_state()
+    one, _ = learned(images)
+    torch.set_rng_state(before)
+    train_state = torch.get_rng_state()
+    other, _ = learned(images)
+    different, _ = learned(images, Run(seed=1))
+    assert same(one, other) and not same(one, different)
+    assert torch.equal(train_state, before)
+
+
+def test_images_read_anew_are_the_same_as_images_kept(
+    images: Normals, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one, _ = learned(images)
+    monkeypatch.setattr(training, "ceiling_mib", lambda _: 1.0)
+    assert TrainingImages(images, np.arange(3), Run()).kept is None
+    other, _ = learned(images)
+    assert same(one, other)
+
+
+@pytest.mark.parametrize("at", [1, 5, 9])
+def test_a_training_that_was_interrupted_ends_with_the_same_bits(
+    images: Normals, tmp_path: Path, at: int
+) -> None:
+    whole, history = learned(images)
+    run = Run(partial=tmp_path / "x.partial")
+
+    def interrupt(number: int, _: Tensor) -> None:
+        if number == at and not run.partial.exists():  # type: ignore[union-attr]
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        learned(images, run, interrupt)
+    started: list[int] = []
+    again, resumed = learned(images, run, lambda number, _: started.append(number))
+    assert started[0] == at and same(again, whole)
+    assert resumed.losses == history.losses
+
+
+def test_a_training_that_was_killed_goes_on_from_its_last_checkpoint(
+    images: Normals, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole, _ = learned(images)
+    monkeypatch.setattr(training, "CHECKPOINT_S", 0.0)
+    run = Run(partial=tmp_path / "x.partial")
+
+    class KilledError(BaseException):
+        """Not to be caught: what a kill leaves is what was written before."""
+
+    def kill(number: int, _: Tensor) -> None:
+        if number == 7 and not started:
+            raise KilledError
+
+    started: list[int] = []
+    with pytest.raises(KilledError):
+        learned(images, run, kill)
+    again, _ = learned(images, run, lambda number, _: started.append(number))
+    assert started[0] == 7 and same(again, whole)
+
+
+def test_a_checkpoint_of_another_job_is_not_used(images: Normals, tmp_path: Path) -> None:
+    run = Run(partial=tmp_path / "x.partial")
+
+    def interrupt(number: int, _: Tensor) -> None:
+        if number == 5:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        learned(images, run, interrupt)
+    started: list[int] = []
+    learned(images, run, lambda number, _: started.append(number), job={"a": 2})
+    assert started[0] == 0
+
+
+def test_gradients_are_cut_to_their_norm(images: Normals) -> None:
+    net = network()
+    before = [p.detach().clone() for p in net.parameters()]
+    player = Player(net, torch.optim.SGD(net.parameters(), lr=1.0), clip_norm=1e-3)
+    run = Run()
+    train(
+        {"net": player}, TrainingImages(images, np.arange(12), run), step, epochs=1,
+        batch_size=12, run=run, job={},
+    )  # fmt: skip
+    pairs = zip(net.parameters(), before, strict=True)
+    moved = sum((p.detach() - q).square().sum() for p, q in pairs)
+    assert float(moved) ** 0.5 == pytest.approx(1e-3, rel=1e-3)
+
+
+def test_devices_and_precisions_are_checked() -> None:
+    with pytest.raises(OptionError, match="device='gpu' is not known"):
+        Run(device="gpu")
+    with pytest.raises(OptionError, match="precision='8' is not known"):
+        Run(precision="8")
