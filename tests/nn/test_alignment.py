@@ -15,7 +15,7 @@ def network(**options: object) -> AlignmentNetwork:
     extractor = FeatureExtractor("test_efficientnet", ("4", "8", "16"), weights="random")
     settings: dict[str, object] = {
         "image_level": True, "feature_level": True, "max_degrees": 20.0, "max_shift": 0.1,
-        "head_dim": 32, "ica_weight": 1.0,
+        "head_dim": 32, "ica_weight": 1.0, "feature_share": 0.25, "drift_weight": 10.0,
     }  # fmt: skip
     torch.manual_seed(0)
     return AlignmentNetwork(extractor, **(settings | options))  # type: ignore[arg-type]

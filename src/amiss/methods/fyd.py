@@ -59,7 +59,13 @@ class FYDConfig(Config):
     max_shift: float = option(
         0.1, "largest translation of a transformer, share of height and width", low=0.001, high=0.5
     )
+    feature_share: float = option(
+        0.25, "of both bounds, for the transformers after the stages", low=0.01, high=1
+    )
     ica_weight: float = option(1.0, "of the image-level loss beside the fine one", low=0, high=1e3)
+    drift_weight: float = option(
+        10.0, "of moving all images alike, which is of no use", low=0, high=1e4
+    )
     head_dim: int = option(256, "channels of projector and predictor", low=8, high=4096)
     epochs: int = option(
         30, "passes over the training images; 0 trains nothing", low=0, high=10_000
@@ -108,7 +114,9 @@ class FYD(Detector):
         align: str = FYDConfig.align,
         max_degrees: float = FYDConfig.max_degrees,
         max_shift: float = FYDConfig.max_shift,
+        feature_share: float = FYDConfig.feature_share,
         ica_weight: float = FYDConfig.ica_weight,
+        drift_weight: float = FYDConfig.drift_weight,
         head_dim: int = FYDConfig.head_dim,
         epochs: int = FYDConfig.epochs,
         batch_size: int = FYDConfig.batch_size,
@@ -179,7 +187,8 @@ class FYD(Detector):
         return AlignmentNetwork(
             extractor, image_level=cfg.align in ("both", "image"),
             feature_level=cfg.align in ("both", "features"), max_degrees=cfg.max_degrees,
-            max_shift=cfg.max_shift, head_dim=cfg.head_dim, ica_weight=cfg.ica_weight,
+            max_shift=cfg.max_shift, feature_share=cfg.feature_share, head_dim=cfg.head_dim,
+            ica_weight=cfg.ica_weight, drift_weight=cfg.drift_weight,
         )  # fmt: skip
 
     def _train(self, images: Normals, numbers: Any, run: Run) -> dict[str, Any]:
@@ -240,7 +249,7 @@ class FYD(Detector):
         if not network.is_moving:
             maps, theta = network.extractor(images), None  # the identity: nothing is interpolated
         else:
-            maps, _, theta = network.align(images)
+            maps, _, theta, _ = network.align(images)
         grid = maps[0].shape[2:]
         joined = torch.cat([F.interpolate(m, size=grid, mode="nearest") for m in maps], dim=1)
         if self.channels is not None:

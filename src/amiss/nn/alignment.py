@@ -21,12 +21,14 @@ _COARSE_PX = 64  # side at which images are looked at, and compared, for the ima
 
 
 class Aligned(NamedTuple):
-    """Feature maps (B, C_l, h_l, w_l) after alignment, the image as it was aligned, small; and
-    where the cells of the first map lie in the input, theta (B, 2, 3), None for where they are."""
+    """Feature maps (B, C_l, h_l, w_l) after alignment, the image as it was aligned, small; where
+    the cells of the first map lie in the input, theta (B, 2, 3), None for where they are; and what
+    each transformer did, theta (B, 2, 3)."""
 
     maps: list[Tensor]
     coarse: Tensor
     theta: Tensor | None
+    moves: list[Tensor]
 
 
 class AlignmentNetwork(nn.Module):
@@ -36,7 +38,7 @@ class AlignmentNetwork(nn.Module):
     gradients flow through to the transformers, its weights stay.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - what `FYDConfig` says of the networks
         self,
         extractor: FeatureExtractor,
         *,
@@ -45,16 +47,19 @@ class AlignmentNetwork(nn.Module):
         max_degrees: float,
         max_shift: float,
         head_dim: int,
+        feature_share: float,
         ica_weight: float,
+        drift_weight: float,
     ) -> None:
         super().__init__()
         self.extractor = extractor
-        self.ica_weight = ica_weight
+        self.ica_weight, self.drift_weight = ica_weight, drift_weight
         self.is_moving = False  # some transformer has left the identity; see `settle`
-        bounds = {"max_degrees": max_degrees, "max_shift": max_shift}
-        self.image_stn = SpatialTransformer(3, **bounds) if image_level else None
+        wide = {"max_degrees": max_degrees, "max_shift": max_shift}
+        narrow = {name: feature_share * bound for name, bound in wide.items()}
+        self.image_stn = SpatialTransformer(3, **wide) if image_level else None
         self.feature_stns = nn.ModuleList(
-            [SpatialTransformer(c, **bounds) for c in extractor.channels] if feature_level else []
+            [SpatialTransformer(c, **narrow) for c in extractor.channels] if feature_level else []
         )
         self.projector = _projector(extractor.channels[-1], head_dim)
         self.predictor = _predictor(head_dim)
@@ -68,22 +73,30 @@ class AlignmentNetwork(nn.Module):
         return self
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
-        """images (B, 3, H, W) uint8 -> `loss`, its parts `fine` and `coarse`, and `spread`, the
-        standard deviation of the projections' directions: 1 is healthy, 0 is collapsed."""
+        """images (B, 3, H, W) uint8 -> `loss`, its parts `fine`, `coarse` and `drift`; and
+        `spread`, the standard deviation of the projections' directions: 1 is healthy, 0 is
+        collapsed."""
         found = self.align(images)
         z = self.projector(found.maps[-1])
         p = self.predictor(z)
         fine = fine_loss(p, z)
         coarse = pairwise_distance(found.coarse)
-        loss = fine if self.image_stn is None else fine + self.ica_weight * coarse
-        return {"loss": loss, "fine": fine, "coarse": coarse, "spread": spread(z)}
+        moved = drift(found.moves)
+        loss = fine + self.drift_weight * moved
+        if self.image_stn is not None:
+            loss = loss + self.ica_weight * coarse
+        return {
+            "loss": loss, "fine": fine, "coarse": coarse, "drift": moved, "spread": spread(z),
+        }  # fmt: skip
 
     def align(self, images: Tensor) -> Aligned:
         """images (B, 3, H, W) uint8 -> the aligned feature maps."""
         x = images.to(torch.float32, memory_format=torch.channels_last)
         theta: Tensor | None = None
+        moves: list[Tensor] = []
         if self.image_stn is not None:
             theta = self.image_stn.theta(_small(x))
+            moves.append(theta)
             x = warp(x, theta)
         coarse = _small(x)
         network = self.extractor.network
@@ -91,7 +104,7 @@ class AlignmentNetwork(nn.Module):
         x = torch.addcmul(self.extractor.shift, x, self.extractor.scale)
         x = x.contiguous(memory_format=torch.channels_last)
         if not self.feature_stns:
-            return Aligned(list(network(x)), coarse, theta)
+            return Aligned(list(network(x)), coarse, theta, moves)
         outputs: list[int] = network.outputs
         first = theta
 
@@ -103,12 +116,13 @@ class AlignmentNetwork(nn.Module):
             level = outputs.index(number)
             moved: Tensor
             moved, own = self.feature_stns[level](value)
+            moves.append(own)
             if level == 0:
                 first = own if theta is None else compose(theta, own)
             return moved
 
         maps = network.walk(x, run_step)
-        return Aligned(maps, coarse, first)
+        return Aligned(maps, coarse, first, moves)
 
 
 def _small(x: Tensor) -> Tensor:
@@ -159,6 +173,20 @@ def pairwise_distance(x: Tensor) -> Tensor:
     if not len(first):
         return x.sum() * 0
     return (at_each[:, first] - at_each[:, second]).square().sum(2).add(1e-12).sqrt().mean()
+
+
+def drift(moves: list[Tensor]) -> Tensor:
+    """How far the mean of each transformer's theta (B, 2, 3) over the batch lies from the identity:
+    the sum of squares, summed over transformers.
+
+    Images agree on where they stand just as well when all are moved alike, and then maps lie beside
+    what they show: the mean pose is to stay where it is.
+    """
+    found = torch.zeros(())
+    for theta in moves:
+        identity = torch.eye(2, 3, device=theta.device)
+        found = found.to(theta.device) + (theta.mean(dim=0) - identity).square().sum()
+    return found
 
 
 def spread(z: Tensor) -> Tensor:
