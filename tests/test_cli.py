@@ -22,7 +22,7 @@ from PIL import Image
 
 import amiss as package
 from amiss.artifact import read_manifest
-from amiss.console import parse_memory, parse_size
+from amiss.console import as_typed, parse_memory, parse_size
 from amiss.errors import OptionError
 from amiss.methods import METHODS, method_class
 from amiss.runtime import load
@@ -491,9 +491,9 @@ def test_flags_of_a_set_are_refused_where_they_have_no_use(
         "check": ["check", unsplit],
     }
     told = amiss(capsys, *arguments[command], "--elpv-anomalous", 0.66)
-    assert told.status == 1 and "elpv_anomalous" in told.err
+    assert told.status == 1 and "--elpv-anomalous" in told.err
     told = amiss(capsys, *arguments[command], "--test-fraction", 1.5)
-    assert told.status == 1 and "test_fraction" in told.err
+    assert told.status == 1 and "--test-fraction" in told.err
 
 
 # --- check, methods, inspect -----------------------------------------------------------------
@@ -612,3 +612,35 @@ def test_without_a_threshold_nothing_can_fail_on_an_anomaly(
     path = model.save(tmp_path / "raw.amiss")
     told = amiss(capsys, "predict", path, labelled / "test" / "good", "--fail-on-anomaly")
     assert told.status == 1 and "no threshold" in told.err
+
+
+@pytest.mark.parametrize(
+    ("said", "typed"),
+    [
+        ("max_memory='2x' is not an amount.", "--max-memory '2x' is not an amount."),
+        ("Give one of max_false_alarm, threshold and policy.",
+         "Give one of --max-false-alarm, threshold and policy."),
+        ("Lower coreset_ratio or image_size, or raise max_memory.",
+         "Lower --coreset-ratio or --image-size, or raise --max-memory."),
+        ("max_false_alarm=1.5 is not a rate.", "--max-false-alarm 1.5 is not a rate."),
+        ("/data/image_size.png: no such file.", "/data/image_size.png: no such file."),
+        ("test_set holds no image_size(1).", "test_set holds no image_size(1)."),
+    ],
+)  # fmt: skip
+def test_a_person_is_told_flags_as_they_are_typed(said: str, typed: str) -> None:
+    flags = {"max_memory", "max_false_alarm", "coreset_ratio", "image_size"}
+    assert as_typed(said, flags) == typed
+
+
+def test_errors_name_flags_to_a_person_and_options_to_a_program(
+    artifact: Path, capsys: Capture
+) -> None:
+    arguments = ["calibrate", artifact, "--max-false-alarm", "0.1", "--threshold", "2"]
+    assert "--max-false-alarm" in amiss(capsys, *arguments).err
+    assert "max_false_alarm" in amiss(capsys, *arguments, "--json").json["message"]
+
+
+def test_inspect_prints_a_line_for_each_fact(artifact: Path, capsys: Capture) -> None:
+    told = amiss(capsys, "inspect", artifact)
+    assert told.status == 0 and "{" not in told.out and "\n  coreset_ratio " in told.out
+    assert "n_normal              12" in told.out and "files                 12 names" in told.out

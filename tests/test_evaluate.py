@@ -386,7 +386,7 @@ def test_a_save_after_an_evaluation_keeps_its_metrics(
     assert amiss.load(path).metrics == expected
     assert run_amiss(capsys, "inspect", path, "--json").json["metrics"] == expected
     text = run_amiss(capsys, "inspect", path).out
-    assert labelled.name in text and str(found.metrics["aupro"]) in text
+    assert labelled.name in text and f"{found.metrics['aupro']:.6g}" in text
     with pytest.raises(DataError):  # what cannot be judged leaves what was
         evaluate(detector, [Record(labelled / "gone.png", split="test")])
     assert detector.metrics == expected

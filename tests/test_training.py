@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -13,7 +15,7 @@ from torch import Tensor, nn
 from amiss import training
 from amiss.data.index import index
 from amiss.data.stream import ImageStream
-from amiss.errors import OptionError
+from amiss.errors import MissingDependencyError, OptionError
 from amiss.learning.normals import Normals
 from amiss.run import Run
 from amiss.training import Loop, Player, TrainingImages, train
@@ -188,3 +190,37 @@ def test_devices_and_precisions_are_checked() -> None:
         Run(device="gpu")
     with pytest.raises(OptionError, match="precision='8' is not known"):
         Run(precision="8")
+
+
+# --- the log ---------------------------------------------------------------------------------
+
+
+def test_losses_are_written_for_tensorboard_when_asked(
+    images: Normals, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written: list[tuple[str, float, int]] = []
+
+    class SummaryWriter:
+        def __init__(self, folder: str) -> None:
+            assert folder == str(tmp_path / "log")
+
+        def add_scalar(self, name: str, value: float, epoch: int) -> None:
+            written.append((name, value, epoch))
+
+        def flush(self) -> None:
+            pass
+
+    fake = ModuleType("torch.utils.tensorboard")
+    fake.SummaryWriter = SummaryWriter  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", fake)
+    _, history = learned(images, Run(log=tmp_path / "log"))
+    expected = [("loss", value, i) for i, value in enumerate(history.losses["loss"], 1)]
+    assert written == expected and len(written) == 4
+
+
+def test_a_log_without_tensorboard_names_the_extra(
+    images: Normals, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    with pytest.raises(MissingDependencyError, match=r"amiss\[tensorboard\]"):
+        learned(images, Run(log=tmp_path / "log"))

@@ -7,7 +7,6 @@ version knows how to use. docs/artifact.md describes the format.
 from __future__ import annotations
 
 import json
-import struct
 from pathlib import Path
 from typing import Any
 
@@ -18,25 +17,13 @@ from torch import Tensor
 
 from amiss.calibration import Calibration, calibration_arrays
 from amiss.errors import AmissError, ArtifactError
-from amiss.manifest import parse_manifest
+from amiss.manifest import FORMAT, read_manifest
 from amiss.methods import METHODS, method_class
 from amiss.methods.base import Detector
 from amiss.storage import write_tensors
 from amiss.types import UInt8
 from amiss.versions import versions
 
-FORMAT = 1
-_MAX_HEADER = 64 << 20  # bytes; a header is a table of names, and a hostile one could be any size
-_KEYS: dict[str, Any] = {
-    "format": int,
-    "method": str,
-    "config": dict,
-    "facts": dict,
-    "calibration": dict | None,
-    "training": dict,
-    "versions": dict,
-    "metrics": dict,
-}
 # Tensors that belong to every detector; all others are its method's.
 _OURS = {
     "training.digests",
@@ -93,41 +80,6 @@ def _write(path: Path, tensors: dict[str, Tensor], manifest: dict[str, Any]) -> 
             hint="Choose a folder that exists and is writable.",
         ) from error
     return path
-
-
-def read_manifest(path: str | Path) -> dict[str, Any]:
-    """The manifest of an artifact, without its tensors.
-
-    Raises:
-        ArtifactError: missing, damaged, foreign, or of a later format.
-    """
-    path = Path(path)
-    header = _read_header(path)
-    text = header.get("__metadata__", {}).get("amiss")
-    if not isinstance(text, str):
-        raise ArtifactError(f"{path} was not written by amiss.", hint="Give a file made by `fit`.")
-    return parse_manifest(path, text, version=FORMAT, kinds=_KEYS, again="fit")
-
-
-def _read_header(path: Path) -> dict[str, Any]:
-    """The JSON header of a safetensors file, its length checked before anything is read."""
-    try:
-        size = path.stat().st_size
-        with path.open("rb") as file:
-            first = file.read(8)
-            length = struct.unpack("<Q", first)[0] if len(first) == 8 else size
-            if length > min(_MAX_HEADER, size - 8):
-                raise ArtifactError(
-                    f"{path} is not an artifact, or is cut short: its header claims {length} bytes "
-                    f"of a file of {size}.",
-                    hint="Copy the file again.",
-                )
-            header = json.loads(file.read(length))
-    except (OSError, ValueError, RecursionError) as error:
-        raise ArtifactError(f"{path} cannot be read as an artifact: {error}.") from error
-    if not isinstance(header, dict) or not isinstance(header.get("__metadata__", {}), dict):
-        raise ArtifactError(f"{path} is not an artifact.")
-    return header
 
 
 def load(path: str | Path) -> Detector:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 import sys
 from collections.abc import Callable
@@ -74,10 +75,12 @@ def main(argv: list[str] | None = None) -> None:
         print(f"amiss {version('amiss')}")
         return
     method = args[1] if len(args) > 1 and args[0] == "fit" and args[1] in METHODS else None
+    app = typer.Typer()
     try:
-        code = build_app(method)(args, prog_name="amiss", standalone_mode=False)
+        app = build_app(method)
+        code = app(args, prog_name="amiss", standalone_mode=False)
     except AmissError as error:
-        print_error(error, as_json=as_json)
+        print_error(error, as_json=as_json, flags=_flags(app))
         code = 1
     except (KeyboardInterrupt, typer.Abort):
         say("Interrupted.")
@@ -88,6 +91,15 @@ def main(argv: list[str] | None = None) -> None:
     except _CannotRead as error:
         code = _wrong_usage(error, as_json)
     sys.exit(code)
+
+
+def _flags(app: typer.Typer) -> set[str]:
+    """The names of all arguments and options of all commands."""
+    commands = [*app.registered_commands]
+    for group in app.registered_groups:
+        commands += group.typer_instance.registered_commands if group.typer_instance else []
+    callbacks = [command.callback for command in commands if command.callback is not None]
+    return {name for call in callbacks for name in inspect.signature(call).parameters}
 
 
 def _wrong_usage(error: Any, as_json: bool) -> int:
@@ -348,11 +360,29 @@ def show(
     if json:
         print_json(manifest)
         return
-    manifest["training"]["files"] = f"{len(manifest['training']['files'])} names"
+    manifest["training"]["files"] = f"{len(manifest['training'].get('files', []))} names"
     for section, value in manifest.items():
-        if isinstance(value, dict):
-            print(section)
-            for key, entry in value.items():
-                print(f"  {key:<20}{entry}")
-        else:
-            print(f"{section:<22}{value}")
+        _print_tree(section, value, 0)
+
+
+def _print_tree(name: str, value: Any, depth: int) -> None:
+    """A value under its name; tables and lists of tables below it, a line for each entry."""
+    start = "  " * depth + name
+    if isinstance(value, dict) and value:
+        print(start)
+        for key, entry in value.items():
+            _print_tree(str(key), entry, depth + 1)
+    elif isinstance(value, list) and value and all(isinstance(v, dict) for v in value):
+        print(start)
+        for entry in value:
+            print("  " * (depth + 1) + "  ".join(f"{k} {_short(v)}" for k, v in entry.items()))
+    else:
+        print(f"{start:<24}{_short(value)}")
+
+
+def _short(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:.6g}"
+    if isinstance(value, list | tuple):
+        return ", ".join(map(_short, value)) or "-"
+    return "-" if value in (None, "", {}) else str(value)

@@ -7,7 +7,7 @@ import math
 import os
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -44,14 +44,26 @@ def _plain(value: Any) -> Any:
     return value if isinstance(value, str | int | float | bool | None) else str(value)
 
 
-def print_error(error: AmissError, *, as_json: bool) -> None:
-    """A named error: to a person in two lines, to a program as one object."""
+def print_error(error: AmissError, *, as_json: bool, flags: Collection[str] = ()) -> None:
+    """A named error: to a person in two lines, to a program as one object. Options that the command
+    line has, `flags`, are named to a person as they are typed there."""
     if as_json:
         print_json({"error": type(error).__name__, "message": error.message, "hint": error.hint})
         return
-    say(f"{type(error).__name__}: {error.message}")
+    say(f"{type(error).__name__}: {as_typed(error.message, flags)}")
     if error.hint:
-        say(f"  {error.hint}")
+        say(f"  {as_typed(error.hint, flags)}")
+
+
+def as_typed(text: str, flags: Collection[str]) -> str:
+    """ "max_memory='2x'" -> "--max-memory '2x'", for names of several words among `flags`."""
+
+    def flag(found: re.Match[str]) -> str:
+        if found[1] not in flags:
+            return found[0]
+        return "--" + found[1].replace("_", "-") + (" " if found[2] else "")
+
+    return re.sub(r"(?<![\w./-])([a-z]+(?:_[a-z]+)+)(?![\w(/]|\.\w)(=)?", flag, text)
 
 
 @contextmanager

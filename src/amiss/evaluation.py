@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -129,6 +130,7 @@ def _report(
         peak_memory_mib=round(peak_mib(), 1),
         versions=versions(),
         notes=notes,
+        judged_at=datetime.now(UTC).isoformat(timespec="seconds"),
     )
 
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
 import time
 import warnings
 from collections.abc import Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from amiss.data.index import Dataset, Source, index
 from amiss.data.stream import ImageStream
 from amiss.errors import CalibrationWarning, DataError
 from amiss.learning.held_out import HeldOut
-from amiss.learning.normals import Normals
+from amiss.learning.normals import Normals, fingerprint
 from amiss.learning.processes import join_others
 from amiss.methods.base import Detector
 from amiss.run import Run, mute
@@ -68,6 +68,7 @@ def fit(
     )  # fmt: skip
     learned = _learned(detector.blank(), Normals(stream), max_false_alarm, dataset, run)
     learned.training_facts |= {
+        "fitted_at": datetime.now(UTC).isoformat(timespec="seconds"),
         "window": window,
         "roi": None if roi is None else Path(roi).name,
         "fit_seconds": round(time.perf_counter() - started, 3),
@@ -111,7 +112,7 @@ def _data_facts(dataset: Dataset, records: Sequence[Record], digests: UInt8) -> 
         "root": None if dataset.root is None else str(dataset.root.absolute()),
         "n_normal": len(records),
         "files": [dataset.key(record) for record in records],
-        "fingerprint": hashlib.sha256(b"".join(sorted(map(bytes, digests)))).hexdigest(),
+        "fingerprint": fingerprint(digests),
         "notes": list(dataset.notes),
     }
 

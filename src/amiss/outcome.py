@@ -10,7 +10,9 @@ from typing import Any
 import numpy as np
 
 from amiss.data.geometry import Geometry
-from amiss.types import Float32, Float64, ImageResult, Int64, Region
+from amiss.types import ANOMALOUS, NORMAL, Float32, Float64, ImageResult, Int64, Region
+
+_RATES = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2)
 
 
 class DeferredResult(ImageResult):
@@ -90,6 +92,7 @@ class Report:
     peak_memory_mib: float
     versions: dict[str, str]
     notes: list[str] = field(default_factory=list)
+    judged_at: str = ""  # date and time, UTC, ISO 8601
 
     @property
     def scores(self) -> Float64:
@@ -100,6 +103,32 @@ class Report:
     def labels(self) -> Int64:
         """(B,) 0 normal, 1 anomalous."""
         return np.array([row.label for row in self.judged], dtype=np.int64)
+
+    def other_rates(self) -> list[dict[str, Any]]:
+        """What thresholds for other false-alarm rates would have done to these images: rows of
+        `max_false_alarm`, `threshold`, `false_alarms`, `detected`.
+
+        Each threshold comes from the calibration's normal images alone, as that of a fit does. Only
+        rates that these support are listed; none where a policy or nothing set the threshold.
+        """
+        ordered, n = np.sort(self.calibration_scores), len(self.calibration_scores)
+        if self.operating_point.get("policy") != "max_false_alarm" or not n:
+            return []
+        scores, labels = self.scores, self.labels
+        found = []
+        for rate in _RATES:
+            k = min(n, int(rate * (n + 1) + 1e-9))
+            if k:
+                above = scores > ordered[n - k]
+                found.append(
+                    {
+                        "max_false_alarm": rate,
+                        "threshold": float(ordered[n - k]),
+                        "false_alarms": int((above & (labels == NORMAL)).sum()),
+                        "detected": int((above & (labels == ANOMALOUS)).sum()),
+                    }
+                )
+        return found
 
     def describe(self) -> str:
         """The main figures, for a person."""
@@ -140,11 +169,13 @@ class Report:
             "metrics": self.metrics,
             "intervals": {name: list(pair) for name, pair in self.intervals.items()},
             **self.operating_point,
+            "other_rates": self.other_rates(),
             "dataset": self.dataset,
             "detector": self.detector,
             "seconds": self.seconds["total"],
             "timings": self.seconds,
             "peak_memory_mib": self.peak_memory_mib,
             "versions": self.versions,
+            "judged_at": self.judged_at,
             "notes": self.notes,
         }

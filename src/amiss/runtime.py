@@ -183,6 +183,6 @@ def stored_manifest(path: str | Path) -> dict[str, Any]:
         manifest = exported_file.read_manifest(path)
         del manifest["arrays"]
         return manifest
-    with naming_extra(f"{path.name}, which torch computes,", "train"):
-        from amiss.artifact import read_manifest
+    from amiss.manifest import read_manifest
+
     return read_manifest(path)

@@ -378,3 +378,26 @@ def test_imports_stay_light() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"
+
+
+# --- other rates -----------------------------------------------------------------------------
+
+
+def test_other_rates_are_counted_by_their_own_thresholds(tmp_path: Path) -> None:
+    scores = [0.5, 1.1, 1.9, 2.6]
+    rows = [judged_row(tmp_path / f"{i}.png", label, score) for label in (0, 1)
+            for i, score in enumerate(s + label for s in scores)]  # fmt: skip
+    report = report_of(rows)
+    report.calibration_scores = np.linspace(0.0, 2.0, 99)
+    found = {row["max_false_alarm"]: row for row in report.other_rates()}
+    assert set(found) == {0.01, 0.02, 0.05, 0.1, 0.2}  # 99 images support no less than 1 %
+    for rate, row in found.items():
+        expected = np.sort(report.calibration_scores)[-round(100 * rate)]
+        assert row["threshold"] == expected
+        assert row["false_alarms"] == sum(s > expected for s in scores)
+        assert row["detected"] == sum(s + 1 > expected for s in scores)
+    assert found[0.2]["false_alarms"] > found[0.01]["false_alarms"]
+    page = render(report)
+    assert 'id="rates"' in page and f"{found[0.2]['detected']} of 4" in page
+    report.operating_point["policy"] = "f1"
+    assert report.other_rates() == [] and 'id="rates"' not in render(report)

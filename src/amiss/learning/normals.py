@@ -67,6 +67,11 @@ class Normals:
         self.digests.update(enumerate(bytes(row) for row in rows.numpy()))
 
 
+def fingerprint(digests: UInt8) -> str:
+    """One name for a set of images, whatever their order, from their digests (n, 8)."""
+    return hashlib.sha256(b"".join(sorted(map(bytes, digests)))).hexdigest()
+
+
 def to_tensors(batch_images: UInt8, rois: Any | None) -> tuple[Tensor, Tensor | None]:
     """(B, H, W, 3) uint8 array -> (B, 3, H, W) view of it, channels last; rois alike."""
     if not batch_images.flags.writeable:  # torch wants memory that it could write to

@@ -19,7 +19,7 @@ from amiss.errors import OptionError
 from amiss.learning.embedding import embedded
 from amiss.learning.gaussian_learner import GaussianLearner
 from amiss.learning.held_out import HeldOut
-from amiss.learning.normals import Normals
+from amiss.learning.normals import Normals, fingerprint
 from amiss.learning.processes import merged, share
 from amiss.memory.gaussians import Moments
 from amiss.methods.base import Detector
@@ -251,9 +251,16 @@ class PaDiM(Detector):
         made.training_digests = torch.cat(
             [torch.from_numpy(part.training_digests) for part in parts]
         ).numpy()
-        made.training_facts = {
-            k: v for k, v in self.training_facts.items() if k in ("window", "seed", "versions")
-        } | {"merged": [part.training_facts.get("fingerprint", "") for part in parts]}
+        made.roi = self.roi
+        facts = [part.training_facts for part in parts]
+        made.training_facts = self.training_facts | {
+            "name": " + ".join(str(f["name"]) for f in facts),
+            "layout": "merged", "root": None, "files": [], "least_normal": [],
+            "n_normal": len(made.training_digests),
+            "fingerprint": fingerprint(made.training_digests),
+            "notes": [], "fit_seconds": round(sum(f["fit_seconds"] for f in facts), 3),
+            "merged": [f["fingerprint"] for f in facts],
+        }  # fmt: skip
         return made
 
     def _require_alike(self, other: Self) -> None:
@@ -270,6 +277,8 @@ class PaDiM(Detector):
             what = "backbone weights"
         elif not same(self.channels, other.channels) or not same(self.components, other.components):
             what = "channels"
+        elif not same(self.roi, other.roi):
+            what = "region of interest"
         else:
             return
         raise OptionError(

@@ -171,6 +171,25 @@ def unmet_wish(point: dict[str, Any]) -> str | None:
     return f"{percent(asked)} was asked for; {images} can promise no less than {percent(limit)}."
 
 
+def other_rates(report: Report) -> list[dict[str, str]]:
+    """What other false-alarm rates would have done, as text; nothing where only one is possible."""
+    point = report.operating_point
+    rows = report.other_rates()
+    if len(rows) < 2:
+        return []
+    written = score_format(np.concatenate([report.scores, report.calibration_scores]))
+    n_normal, n_anomalous = point.get("n_normal", 0), point.get("n_anomalous", 0)
+    return [
+        {
+            "rate": percent(row["max_false_alarm"]),
+            "threshold": written(row["threshold"]),
+            "alarms": f"{row['false_alarms']:,} of {n_normal:,}",
+            "caught": f"{row['detected']:,} of {n_anomalous:,}",
+        }
+        for row in rows
+    ]
+
+
 def _policy(point: dict[str, Any]) -> str:
     """The policy without its parameters: "cost 1:10" is "cost"."""
     return str(point.get("policy") or "").partition(" ")[0]

@@ -22,6 +22,7 @@ def sections(report: Report) -> list[tuple[str, Rows]]:
     seconds = {name: duration(took) for name, took in report.seconds.items()}
     threshold = {name: value for name, value in point.items() if name != "recall_by_kind"}
     found = [
+        ("Judged", [("at", report.judged_at)] if report.judged_at else []),
         *_sections("Detector", report.detector),
         *_sections("Data", report.dataset),
         *_sections("Threshold", threshold),
