@@ -60,6 +60,11 @@ OF_METHOD = {
     "patchcore": {"coreset_ratio": CORESET_RATIO, "num_neighbors": NUM_NEIGHBORS},
     "padim": {"dim": DIM},
 }
+# The form that anomalib has, where it is not our default.
+AS_THERE: dict[str, dict[str, Any]] = {
+    "patchcore": {},
+    "padim": {"score_from": "map"},
+}
 METHOD = [
     "A side's fit: reading, features, coreset or Gaussians; for amiss also calibration and saving. "
     "anomalib's validation pass, which sets its thresholds and scale, is left out of its fit.",
@@ -441,7 +446,11 @@ def amiss_fit(task: dict[str, Any]) -> dict[str, Any]:
     imported, imported_peak = time.perf_counter(), peak_mib()
     stages, data = Stages(), Path(task["folder"], "data")
     detector = make(
-        image_size=(SIZE, SIZE), backbone=BACKBONE, layers=STRIDES[method], **OF_METHOD[method]
+        image_size=(SIZE, SIZE),
+        backbone=BACKBONE,
+        layers=STRIDES[method],
+        **OF_METHOD[method],
+        **AS_THERE[method],
     )
     start = time.perf_counter()
     detector.fit(data, run=runner(seed=task["seed"], progress=stages))

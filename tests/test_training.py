@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -15,10 +17,10 @@ from torch import Tensor, nn
 from amiss import training
 from amiss.data.index import index
 from amiss.data.stream import ImageStream
-from amiss.errors import MissingDependencyError, OptionError
+from amiss.errors import MissingDependencyError, OptionError, TrainingError
 from amiss.learning.normals import Normals
 from amiss.run import Run
-from amiss.training import Loop, Player, TrainingImages, train
+from amiss.training import Loop, Player, TrainingImages, require_device, train
 
 
 def network(seed: int = 0) -> nn.Module:
@@ -117,23 +119,52 @@ def test_images_read_anew_are_the_same_as_images_kept(
     assert same(one, other)
 
 
-@pytest.mark.parametrize("at", [1, 5, 9])
+@pytest.mark.parametrize("at", [1, 2, 5, 9])  # 2 and 5 end an epoch
+@pytest.mark.parametrize("where", ["step", "progress"])
 def test_a_training_that_was_interrupted_ends_with_the_same_bits(
-    images: Normals, tmp_path: Path, at: int
+    images: Normals, tmp_path: Path, at: int, where: str
 ) -> None:
     whole, history = learned(images)
+    partial = tmp_path / "x.partial"
+
+    def interrupt(number: int, _: Tensor) -> None:
+        if where == "step" and number == at:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    def tell(_: str, done: int, total: int) -> None:
+        if where == "progress" and done == at + 1:
+            raise KeyboardInterrupt
+
+    before = signal.getsignal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt):
+        learned(images, Run(partial=partial, progress=tell), interrupt)
+    assert signal.getsignal(signal.SIGINT) is before
+    started: list[int] = []
+    again, resumed = learned(images, Run(partial=partial), lambda number, _: started.append(number))
+    assert started[0] == at + 1 and same(again, whole)
+    assert resumed.losses == history.losses
+
+
+def test_a_second_interruption_does_not_wait(images: Normals, tmp_path: Path) -> None:
     run = Run(partial=tmp_path / "x.partial")
 
     def interrupt(number: int, _: Tensor) -> None:
-        if number == at and not run.partial.exists():  # type: ignore[union-attr]
-            raise KeyboardInterrupt
+        if number == 3:
+            os.kill(os.getpid(), signal.SIGINT)
+            os.kill(os.getpid(), signal.SIGINT)
 
     with pytest.raises(KeyboardInterrupt):
         learned(images, run, interrupt)
-    started: list[int] = []
-    again, resumed = learned(images, run, lambda number, _: started.append(number))
-    assert started[0] == at and same(again, whole)
-    assert resumed.losses == history.losses
+    assert run.partial is not None and not run.partial.exists()  # half a step is no checkpoint
+
+
+def test_losses_that_are_not_finite_are_a_named_error(images: Normals) -> None:
+    run = Run()
+    net = network()
+    player = Player(net, torch.optim.SGD(net.parameters(), lr=1e30), clip_norm=1.0)
+    with pytest.raises(TrainingError, match="'loss' is not finite"):
+        train({"net": player}, TrainingImages(images, np.arange(12), run), step, epochs=4,
+              batch_size=4, run=run, job={})  # fmt: skip
 
 
 def test_a_training_that_was_killed_goes_on_from_its_last_checkpoint(
@@ -162,10 +193,11 @@ def test_a_checkpoint_of_another_job_is_not_used(images: Normals, tmp_path: Path
 
     def interrupt(number: int, _: Tensor) -> None:
         if number == 5:
-            raise KeyboardInterrupt
+            os.kill(os.getpid(), signal.SIGINT)
 
     with pytest.raises(KeyboardInterrupt):
         learned(images, run, interrupt)
+    assert run.partial is not None and run.partial.exists()
     started: list[int] = []
     learned(images, run, lambda number, _: started.append(number), job={"a": 2})
     assert started[0] == 0
@@ -190,6 +222,16 @@ def test_devices_and_precisions_are_checked() -> None:
         Run(device="gpu")
     with pytest.raises(OptionError, match="precision='8' is not known"):
         Run(precision="8")
+    with pytest.raises(OptionError, match="for GPUs"):
+        require_device(Run(precision="16-mixed"))
+    if not torch.cuda.is_available():
+        with pytest.raises(OptionError, match="device=cuda: torch finds none"):
+            require_device(Run(device="cuda"))
+
+
+def test_lower_precision_trains_too(images: Normals) -> None:
+    _, history = learned(images, Run(precision="bf16-mixed"), epochs=20)
+    assert history.losses["loss"][-1] < 0.5 * history.losses["loss"][0]
 
 
 # --- the log ---------------------------------------------------------------------------------

@@ -7,6 +7,7 @@
     ├── OptionError              an option, or a combination of them, outside what is allowed
     ├── WeightsError             backbone weights are missing, altered or do not fit
     ├── MemoryLimitError         the job does not fit the memory that was granted
+    ├── TrainingError            a training went astray: its losses are not finite
     ├── NotFittedError           a detector was used before `fit`
     ├── CalibrationError         a threshold cannot be stated from the scores at hand
     ├── MetricError              a metric is undefined on this input
@@ -25,6 +26,10 @@ from contextlib import contextmanager
 
 class CalibrationWarning(UserWarning):
     """There are too few normal images for the false-alarm rate that was asked for."""
+
+
+class TrainingWarning(UserWarning):
+    """A training ended, and its result is not to be relied on."""
 
 
 class AmissError(Exception):
@@ -66,6 +71,10 @@ class WeightsError(AmissError):
 
 class MemoryLimitError(AmissError):
     """The job does not fit the memory that was granted."""
+
+
+class TrainingError(AmissError):
+    """A training went astray: its losses are not finite."""
 
 
 class NotFittedError(AmissError):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-import warnings
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -19,7 +18,7 @@ from amiss.learning.held_out import HeldOut
 from amiss.learning.normals import Normals, fingerprint
 from amiss.learning.processes import join_others
 from amiss.methods.base import Detector
-from amiss.run import Run, mute
+from amiss.run import Run, warn
 from amiss.types import Record, UInt8
 from amiss.versions import versions
 
@@ -77,9 +76,7 @@ def fit(
     detector.take_over(learned)
     calibration = detector.calibration
     for note in (_NO_THRESHOLD,) if calibration is None else calibration.notes:
-        if run.say is mute:  # from Python, where nobody would hear it otherwise
-            warnings.warn(note, CalibrationWarning, stacklevel=3)
-        run.say(note)
+        warn(run, note, CalibrationWarning)
     return detector
 
 

@@ -129,7 +129,11 @@ def _from_normals(
     records = [r for r in dataset.records if r.label == NORMAL]
     if not records:
         raise DataError(f"{normals} holds no normal image.")
-    judged = _judge(detector, records, roi)
+    detector.calibration = None  # or SPADE would make maps of those above the old threshold alone
+    try:
+        judged = _judge(detector, records, roi)
+    finally:
+        detector.calibration = before
     changed = calibrate(
         judged.scores, judged.peaks, judged.middles, max_false_alarm=max_false_alarm,
         how=f"{len(records)} normal images of {dataset.name}, given after the fit",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -63,6 +64,14 @@ class Run:
             raise OptionError(
                 f"batch_size={self.batch_size} holds no image.", hint="Use 1 or more."
             )
+
+
+def warn(run: Run, sentence: str, category: type[Warning]) -> None:
+    """Say something that must be heard: from Python, where nobody listens to `say`, as a Python
+    warning."""
+    if run.say is mute:
+        warnings.warn(sentence, category, stacklevel=4)
+    run.say(sentence)
 
 
 def peak_mib() -> float:

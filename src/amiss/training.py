@@ -6,23 +6,27 @@ checkpoints, progress and the machine: device, precision, and several processes,
 batch and average their gradients.
 
 Everything random in a step follows from the seed and the number of the step. So a training that was
-killed goes on from its last checkpoint and ends, on a CPU, with the same bits as one that was not.
+killed goes on from its last checkpoint and ends, on a CPU with as many threads, with the same bits
+as one that was not.
 """
 
 from __future__ import annotations
 
+import math
 import os
+import signal
+import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from amiss.errors import OptionError, naming_extra
+from amiss.errors import OptionError, TrainingError, naming_extra
 from amiss.learning.normals import Normals, to_tensors
 from amiss.learning.partial import Partial
 from amiss.learning.processes import rank_and_size
@@ -74,7 +78,10 @@ class Loop:
         """One step of a player's optimizer, whose gradients are then forgotten."""
         player, optimizer = self.players[name], self._optimizers[name]
         if player.clip_norm is not None:
-            self.fabric.clip_gradients(self.networks[name], optimizer, max_norm=player.clip_norm)
+            # Half precision overflows by design in its first steps; `train` looks at the losses.
+            self.fabric.clip_gradients(
+                self.networks[name], optimizer, max_norm=player.clip_norm, error_if_nonfinite=False
+            )
         optimizer.step()
         optimizer.zero_grad()
 
@@ -147,15 +154,16 @@ def train(  # noqa: PLR0913 - what learns, on what, how long, and the job
     share. `job` names everything the result depends on, for work that was interrupted.
 
     Raises:
-        OptionError: a batch that cannot be shared, or more processes than images.
+        OptionError: a batch of which not every process gets two images, or as many as the others.
+        TrainingError: the losses of an epoch are not finite.
     """
     rank, size = rank_and_size()
     n = len(images)
     batch_size = min(batch_size, n)
-    if batch_size % size:
+    if size > 1 and (batch_size % size or batch_size < 2 * size):
         raise OptionError(
             f"A batch of {batch_size} images cannot be shared by {size} processes.",
-            hint=f"Choose a batch size that is a multiple of {size}, and at most {n}.",
+            hint=f"Choose a multiple of {size}, two images for each, and at most {n}.",
         )
     per_epoch = max(1, n // batch_size)
     total = epochs * per_epoch
@@ -163,30 +171,29 @@ def train(  # noqa: PLR0913 - what learns, on what, how long, and the job
         player.network.train()
     loop = Loop(_fabric(run), players)
     records = [images.images.stream.records[i] for i in images.numbers]
-    partial = Partial(run.partial, job | images.images.reading(), records)
+    machine = {"device": run.device, "precision": run.precision, "processes": size}
+    partial = Partial(run.partial, job | machine | images.images.reading(), records)
     log = _Log(run, per_epoch, epochs)
     _resume(loop, log, partial.load())
     if loop.step:
         run.say(f"going on after step {loop.step} of {total}")
     started, first, saved = time.perf_counter(), loop.step, time.perf_counter()
-    try:
-        with torch.random.fork_rng(devices=[]):
-            while loop.step < total:
-                epoch, place = divmod(loop.step, per_epoch)
-                batch = _order(n, run.seed, epoch)[place * batch_size : (place + 1) * batch_size]
-                x = loop.fabric.to_device(images.at(batch[rank::size]))
-                torch.manual_seed(_seed_of(run.seed, loop.step, rank))
-                log.add(step(loop, x))
-                loop.step += 1
-                run.progress(stage, loop.step, total)
-                log.tell(loop.step)
-                if time.perf_counter() - saved > CHECKPOINT_S and rank == 0:
-                    partial.save(_state(loop, log))
-                    saved = time.perf_counter()
-    except KeyboardInterrupt:
-        if rank == 0:
-            partial.save(_state(loop, log))
-        raise
+    with torch.random.fork_rng(devices=[]), _Interruption() as interruption:
+        while loop.step < total:
+            epoch, place = divmod(loop.step, per_epoch)
+            batch = _order(n, run.seed, epoch)[place * batch_size : (place + 1) * batch_size]
+            x = loop.fabric.to_device(images.at(batch[rank::size]))
+            torch.manual_seed(_seed_of(run.seed, loop.step, rank))
+            log.add(step(loop, x))
+            loop.step += 1
+            log.tell(loop.step)
+            interruption.watch(run.progress, stage, loop.step, total)
+            is_due = time.perf_counter() - saved > CHECKPOINT_S
+            if rank == 0 and (is_due or interruption.came):
+                partial.save(_state(loop, log))
+                saved = time.perf_counter()
+            if interruption.came:
+                raise KeyboardInterrupt
     for player in players.values():
         player.network.cpu().eval()
     seconds = time.perf_counter() - started
@@ -194,15 +201,60 @@ def train(  # noqa: PLR0913 - what learns, on what, how long, and the job
     return History(log.epochs, loop.step, round(seconds, 3), round(pace, 2))
 
 
+class _Interruption:
+    """Within `with`, Ctrl-C lets the step under way come to its end, so that what is saved is what
+    an uninterrupted training had at that point. A second one interrupts at once."""
+
+    def __init__(self) -> None:
+        self.came = False
+        self._before: Any = None
+        self._is_mine = threading.current_thread() is threading.main_thread()
+
+    def __enter__(self) -> Self:
+        if self._is_mine:
+            self._before = signal.signal(signal.SIGINT, self._note)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._is_mine:
+            signal.signal(signal.SIGINT, self._before or signal.SIG_DFL)
+
+    def _note(self, *_: object) -> None:
+        if self.came:
+            raise KeyboardInterrupt
+        self.came = True
+
+    def watch(self, call: Callable[..., object], *arguments: object) -> None:
+        """Call something that may itself ask for the end."""
+        try:
+            call(*arguments)
+        except KeyboardInterrupt:
+            self.came = True
+
+
+def require_device(run: Run) -> None:
+    """Raises OptionError, before any work, for a device that is not there or cannot do the
+    precision."""
+    there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if not there.get(run.device, True):
+        raise OptionError(f"device={run.device}: torch finds none.", hint="Use the device cpu.")
+    if run.device == "cpu" and run.precision == "16-mixed":
+        raise OptionError(
+            "precision=16-mixed is for GPUs.", hint="On the cpu use 32-true or bf16-mixed."
+        )
+
+
 def _fabric(run: Run) -> Fabric:
+    require_device(run)
     with naming_extra("Training", "train"):
         from lightning_fabric import Fabric
+        from lightning_fabric.strategies.ddp import DDPStrategy
     size = rank_and_size()[1]
     local = int(os.environ.get("LOCAL_WORLD_SIZE", size))
     fabric = Fabric(
         accelerator=run.device, precision=run.precision,  # type: ignore[arg-type]
         devices=local if size > 1 else 1, num_nodes=size // local,
-        strategy="ddp" if size > 1 else "auto",
+        strategy=DDPStrategy(broadcast_buffers=False) if size > 1 else "auto",
     )  # fmt: skip
     fabric.launch()
     return fabric
@@ -243,6 +295,12 @@ class _Log:
         if place:
             return
         means = {name: total / self.per_epoch for name, total in self.sums.items()}
+        odd = [name for name, mean in means.items() if not math.isfinite(mean)]
+        if odd:
+            raise TrainingError(
+                f"The loss {odd[0]!r} is not finite in epoch {epoch}.",
+                hint="Lower the learning rate, or train in 32-true.",
+            )
         self.sums = {}
         for name, mean in means.items():
             self.epochs.setdefault(name, []).append(mean)

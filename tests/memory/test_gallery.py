@@ -79,6 +79,28 @@ def test_the_order_of_the_images_does_not_matter(maps: list[Tensor], queries: Te
     torch.testing.assert_close(one[0], other[0], rtol=1e-5, atol=1e-6)
 
 
+def test_where_the_vectors_lie_does_not_matter(queries: Tensor) -> None:
+    # One layer, so that positions can be shuffled without changing what lies at them.
+    (coarse,) = (m for m in smooth_maps() if m.shape[3] == 6)
+    flat = coarse.flatten(1, 2)
+    order = torch.randperm(flat.shape[1], generator=torch.Generator().manual_seed(2))
+    shuffled = flat[:, order].view(coarse.shape)
+    asked = queries[:, :6].contiguous()
+    one = Gallery([coarse]).nearest(asked, IMAGES)[0]
+    other = Gallery([shuffled]).nearest(asked, IMAGES)[0]
+    torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-6)
+
+
+def test_several_nearest_as_distances_instead_of_squares(
+    maps: list[Tensor], queries: Tensor
+) -> None:
+    found = Gallery(maps).mean_of_nearest(queries[:50], IMAGES, 3, root=True)
+    truth = brute_force(maps, queries[:50], IMAGES).sqrt().topk(3, largest=False).values.mean(1)
+    torch.testing.assert_close(found.double(), truth, rtol=1e-4, atol=1e-4)
+    own = join_layers(Gallery(maps).image(2))[0][:20]
+    assert not Gallery(maps).mean_of_nearest(own, IMAGES, 1).any()
+
+
 def test_an_image_of_the_gallery_lies_in_it(maps: list[Tensor]) -> None:
     gallery = Gallery(maps)
     squared, image, cell = gallery.nearest(join_layers(gallery.image(2))[0], IMAGES)

@@ -99,3 +99,14 @@ def test_parts_of_a_batch_are_another_way_through_it(normals: Path) -> None:
     other = FYD(**TINY, parts=2).fit(normals, max_false_alarm=0.4)
     a, b = one.facts["losses"]["coarse"], other.facts["losses"]["coarse"]
     assert a != b and a[0] == pytest.approx(b[0], rel=0.3)
+
+
+def test_an_image_held_out_has_no_twin_among_those_trained_on(tmp_path: Path) -> None:
+    folder = textures(tmp_path / "twins", 5, seed=1)
+    for i in range(5):
+        (folder / f"{i:03}b.png").write_bytes((folder / f"{i:03}.png").read_bytes())
+    detector = FYD(**TINY).fit(folder, max_false_alarm=0.4)
+    assert detector.calibration is not None
+    assert len(detector.calibration.scores) == 2 and detector.facts["images"] == 8
+    files = [row["file"] for row in detector.training_facts["least_normal"]]
+    assert len({name[:3] for name in files}) == 1  # both of a pair

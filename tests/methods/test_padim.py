@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +15,14 @@ import amiss
 from amiss.data.index import index
 from amiss.data.stream import ImageStream
 from amiss.errors import MemoryLimitError, NotFittedError, OptionError
+from amiss.evaluation import evaluate
 from amiss.learning import gaussian_learner
 from amiss.learning.normals import Normals
 from amiss.methods.padim import PaDiM
 from amiss.nn.backbone import FeatureExtractor
 from amiss.recalibrate import recalibrate
 from amiss.run import Run
-from made_images import textures
+from made_images import textures, write
 
 TINY: dict[str, Any] = {
     "backbone": "test_efficientnet",
@@ -183,3 +185,61 @@ def test_only_alike_parts_can_be_merged(normals: Path) -> None:
         detector.merge(fitted(normals, run=Run(seed=2)))
     with pytest.raises(NotFittedError):
         detector.merge(PaDiM(**TINY))
+
+
+def test_parts_with_images_in_common_cannot_be_merged(normals: Path) -> None:
+    records = index(normals).train
+    parts = [PaDiM(**TINY).fit(some, max_false_alarm=0.5) for some in (records[:6], records[5:])]
+    with pytest.raises(OptionError, match="count twice"):
+        parts[0].merge(parts[1])
+
+
+# --- regions of interest ---------------------------------------------------------------------
+
+
+def with_rois(normals: Path, folder: Path) -> list[Any]:
+    """Records whose masks differ, so that cells are learned from different images."""
+    records = []
+    for i, record in enumerate(index(normals).train):
+        mask = np.zeros((60, 80), np.uint8)
+        mask[:, : 30 + 4 * i] = 255
+        records.append(replace(record, roi=write(mask, folder / f"{i:02}.png")))
+    return records
+
+
+def test_images_may_have_masks_of_their_own(
+    normals: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    records = with_rois(normals, tmp_path)
+    at_once = PaDiM(**TINY).fit(records, max_false_alarm=0.1)
+    monkeypatch.setattr(gaussian_learner.GaussianLearner, "_fits", lambda *_: False)
+    in_passes = PaDiM(**TINY).fit(records, max_false_alarm=0.1)
+    one, other = at_once.calibration, in_passes.calibration
+    assert one is not None and other is not None
+    np.testing.assert_allclose(one.scores, other.scores, rtol=1e-4)
+    assert at_once.gaussians is not None and in_passes.gaussians is not None
+    assert sorted(set(at_once.gaussians.count.tolist()))[0] < 12
+    torch.testing.assert_close(at_once.gaussians.mean, in_passes.gaussians.mean)
+    # Left out, an image is judged as by a detector that never saw it.
+    alone = PaDiM(**TINY).fit(records[:-1], max_false_alarm=0.1)
+    found = evaluate(alone, [replace(records[-1], split="test")]).scores[0]
+    assert np.isclose(one.scores, found, rtol=1e-4).any()
+
+
+@pytest.mark.parametrize("in_passes", [False, True])
+def test_groups_and_masks_together(
+    normals: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, in_passes: bool
+) -> None:
+    records = with_rois(normals, tmp_path)
+    twin = tmp_path / "twin.png"
+    twin.write_bytes(records[3].path.read_bytes())
+    records.append(replace(records[-1], path=twin))
+    if in_passes:
+        monkeypatch.setattr(gaussian_learner.GaussianLearner, "_fits", lambda *_: False)
+    detector = PaDiM(**TINY).fit(records, max_false_alarm=0.1)
+    others = [r for i, r in enumerate(records) if i not in (3, 12)]
+    without = PaDiM(**TINY).fit(others, max_false_alarm=0.1)
+    asked = [replace(records[i], split="test") for i in (3, 12)]
+    assert detector.calibration is not None
+    for expected in evaluate(without, asked).scores:
+        assert np.isclose(detector.calibration.scores, expected, rtol=1e-4).any()

@@ -17,6 +17,7 @@ from amiss.data.stream import ImageStream
 from amiss.errors import MemoryLimitError
 from amiss.methods.spade import SPADE
 from amiss.nn.backbone import FeatureExtractor
+from amiss.recalibrate import recalibrate
 from amiss.run import Run
 from made_images import textures
 
@@ -181,3 +182,11 @@ def test_the_evidence_is_a_patch_of_a_training_image(normals: Path, images: torc
     top, left, bottom, right = found[1]["query_box"]
     assert found[1]["distance"] > 0 and 0 <= found[1]["image"] < 12
     assert bottom > 10 / 48 and top < 24 / 48 and right > 20 / 64 and left < 34 / 64
+
+
+def test_new_normals_get_maps_whatever_the_threshold_was(normals: Path, tmp_path: Path) -> None:
+    detector = fitted(normals, localize="flagged")
+    more = textures(tmp_path / "more", 12, seed=30)
+    changed = recalibrate(detector, normals=str(more), max_false_alarm=0.1)
+    assert changed.map_maxima is not None and (changed.map_maxima > 0).all()
+    assert changed.pixel_threshold is not None and changed.pixel_threshold > 0

@@ -109,6 +109,24 @@ def test_a_step_lowers_the_losses_without_a_collapse() -> None:
     assert net.settle().is_moving
 
 
+def test_one_step_lowers_the_fine_loss() -> None:
+    net, x = network(), images(8)
+    optimizer = torch.optim.SGD([p for p in net.parameters() if p.requires_grad], lr=0.05)
+    before = net(x)
+    before["fine"].backward()
+    optimizer.step()
+    assert net(x)["fine"] < before["fine"]
+
+
+def test_the_path_of_the_transformers_at_identity_is_the_plain_one() -> None:
+    net, x = network().eval(), images(3)
+    with torch.inference_mode():
+        found, plain = net.align(x), net.extractor(x)
+    assert len(found.moves) == 4
+    for a, b in zip(found.maps, plain, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
+
+
 def test_maps_come_back_to_where_they_were() -> None:
     theta = rigid(torch.tensor([0.1]), torch.tensor([0.05]), torch.tensor([-0.04]), aspect=0.75)
     grid = torch.zeros(1, 12, 16)

@@ -166,7 +166,7 @@ class BankLearner:
                 hint="Leave the option out, or raise max_memory.",
             )
         n = len(images)
-        held_out = draw_held_out([r.path for r in images.stream.records], run.seed)
+        held_out = draw_held_out(images.groups().tolist(), run.seed)
         bank, facts = self._reduce(images, np.setdiff1d(np.arange(n), held_out), run, plan)
 
         def model(x: Tensor, roi: Tensor | None) -> Prediction[Tensor]:

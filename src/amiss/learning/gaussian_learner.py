@@ -150,8 +150,8 @@ class GaussianLearner:
             found = leave_single_out(moments, chunk.features, lower).float()
             inside = self._inside(rois, chunk.numbers)
             distances.update(
-                zip(chunk.numbers.tolist(), found if inside is None else found * inside,
-                    strict=True)
+                zip(chunk.numbers.tolist(),
+                    found if inside is None else found.where(inside, 0.0), strict=True)
             )  # fmt: skip
         del lower
         together = [np.flatnonzero(group == g) for g in np.unique(group[mine]) if size[g] > 1]
@@ -183,7 +183,7 @@ class GaussianLearner:
         """(n, P) bool: the cells of these images that are looked at; None for all."""
         if rois.packed is None:
             return None
-        return torch.from_numpy(rois.cells(self.grid[1:])[numbers])
+        return torch.from_numpy(rois.cells(self.grid[1:], numbers))
 
     def _groups_left_out(
         self, moments: Moments, groups: Iterable[_Chunk], rois: RoiStore

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from pathlib import Path
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -44,13 +43,14 @@ class _Row(NamedTuple):
     middle: float | None
 
 
-def draw_held_out(files: Sequence[Path], seed: int) -> Int64:
+def draw_held_out(files: Sequence[Hashable], seed: int) -> Int64:
     """The numbers (k,) of about a fifth of n images, drawn at random and ascending.
 
-    Cuts of one file stay on one side, or they would vouch for each other. At most a fifth of the
+    `files` names for each image what it must not be parted from, such as `Normals.groups`: cuts of
+    one file stay on one side, or they would vouch for each other. At most a fifth of the
     images is drawn, but at least one file; of a single file nothing, as it would be all there is.
     """
-    number: dict[Path, int] = {}
+    number: dict[Hashable, int] = {}
     group = np.array([number.setdefault(file, len(number)) for file in files], dtype=np.int64)
     size = np.bincount(group)
     order = np.random.default_rng(seed).permutation(len(size))

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from amiss.data.stream import Batch, ImageStream
+from amiss.data.stream import Batch, ImageStream, digest
 from amiss.types import Int64, UInt8
 
 
@@ -46,16 +46,34 @@ class Normals:
 
     def groups(self) -> Int64:
         """(n,) int64 from 0: images that must be left out together, because they are cuts of one
-        file or the same file twice. To be asked for after all images have been read."""
-        number: dict[Any, int] = {}
-        group = np.empty(len(self), dtype=np.int64)
+        file or the same file twice, or tied to one another by such. Files that have not been read
+        yet are read for their digest."""
+        first: dict[Any, int] = {}  # the first image of each path and each content
+        parent = list(range(len(self)))
+
+        def root(i: int) -> int:
+            while parent[i] != i:
+                parent[i] = parent[parent[i]]
+                i = parent[i]
+            return i
+
         for i, record in enumerate(self.stream.records):
-            names = (record.path, self.digests[i])
-            found = min((number[name] for name in names if name in number), default=len(number))
-            for name in names:
-                number.setdefault(name, found)
-            group[i] = found
-        return np.unique(group, return_inverse=True)[1].astype(np.int64)
+            for name in (record.path, self._digest(i)):
+                one, other = root(first.setdefault(name, i)), root(i)
+                parent[max(one, other)] = min(one, other)
+        roots = [root(i) for i in range(len(self))]
+        return np.unique(roots, return_inverse=True)[1].astype(np.int64)
+
+    def _digest(self, number: int) -> bytes | int:
+        """What the image holds; of a file that cannot be read, which is named when it is, its
+        number."""
+        if number in self.digests:
+            return self.digests[number]
+        record = self.stream.records[number]
+        try:
+            return digest(record.path.read_bytes(), record.crop)
+        except OSError:
+            return number
 
     def digest_rows(self, count: int) -> Tensor:
         """(count, 8) uint8: the digests of the first `count` images."""

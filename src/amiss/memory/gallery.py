@@ -90,24 +90,34 @@ class Gallery:
         return best, at_image, at_cell
 
     def mean_of_nearest(
-        self, queries: Tensor, images: Int64, count: int, layer: int | None = None
+        self,
+        queries: Tensor,
+        images: Int64,
+        count: int,
+        layer: int | None = None,
+        *,
+        root: bool = False,
     ) -> Tensor:
         """The mean (Q,) of the squared distances of queries (Q, D) to the `count` nearest vectors
-        of `images`, or to all of them where there are fewer."""
+        of `images`, or to all of them where there are fewer; with `root`, of the distances.
+
+        Which are nearest is found by a matrix product, their distances are then taken from the
+        differences: a vector that equals the query is at exactly 0.
+        """
         found: list[Tensor] = []
-        for block in queries.split(_QUERIES):
+        room = (1 << 24) // (count * queries.shape[1])  # differences held at once: 64 MiB
+        for block in queries.split(max(1, min(_QUERIES, room))):
             smallest = block.new_empty(len(block), 0)
             for image in images.tolist():
                 rows, _ = self.vectors(image, layer)
                 if not len(rows):
                     continue
-                center = rows.mean(0)
-                squared = torch.cdist(
-                    block - center, rows - center, compute_mode="use_mm_for_euclid_dist"
-                ).square_()
+                ranks = Rows(rows).ranks(block)
+                near = ranks.topk(min(count, len(rows)), largest=False).indices
+                squared = (block[:, None] - rows[near]).square_().sum(dim=2)
                 smallest = torch.cat([smallest, squared], dim=1)
                 smallest = smallest.topk(min(count, smallest.shape[1]), largest=False).values
-            found.append(smallest.mean(dim=1))
+            found.append((smallest.sqrt() if root else smallest).mean(dim=1))
         return torch.cat(found)
 
     def _bounds(self, rows: Tensor) -> LowerBounds | None:

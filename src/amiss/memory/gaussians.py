@@ -229,7 +229,7 @@ def learn_at_once(
         factor[block] = whitening(_covariance(scatter, count - 1, epsilon))
         lower = torch.linalg.cholesky(_covariance(scatter, count - 2, epsilon))
         distances = _left_out(rows, count, lower)
-        left_out[:, block] = distances if mask is None else distances * mask
+        left_out[:, block] = distances if mask is None else distances.where(mask, 0.0)
         found.count[block], found.mean[block] = count, mean
 
     _on_all_cores(work, P)

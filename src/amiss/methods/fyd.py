@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from amiss.errors import DataError, OptionError
+from amiss.errors import DataError, OptionError, TrainingWarning
 from amiss.learning.gaussian_learner import GaussianLearner
 from amiss.learning.held_out import HeldOut, draw_held_out, score_held_out
 from amiss.learning.normals import Normals
@@ -27,9 +27,9 @@ from amiss.nn.blur import MapUpsampler
 from amiss.nn.mahalanobis import GaussianGrid
 from amiss.nn.roi import roi_cells
 from amiss.options import Config, option
-from amiss.run import Run
-from amiss.training import Loop, Losses, Player, TrainingImages, train
-from amiss.types import Prediction
+from amiss.run import Run, warn
+from amiss.training import Loop, Losses, Player, TrainingImages, require_device, train
+from amiss.types import Int64, Prediction
 
 _COLLAPSED = 0.5  # of the healthy spread of directions
 
@@ -68,7 +68,7 @@ class FYDConfig(Config):
     )
     head_dim: int = option(256, "channels of projector and predictor", low=8, high=4096)
     epochs: int = option(
-        30, "passes over the training images; 0 trains nothing", low=0, high=10_000
+        12, "passes over the training images; 0 trains nothing", low=0, high=10_000
     )
     batch_size: int = option(16, "images of a step", low=2, high=4096)
     parts: int = option(
@@ -135,12 +135,13 @@ class FYD(Detector):
         self.channels: Tensor | None = None  # (d,) int64, which of the C channels are used
         self.gaussians: GaussianGrid | None = None
         self.facts: dict[str, Any] = {}
-        self._upsampler: MapUpsampler | None = None
+        self._upsamplers: dict[tuple[int, int], MapUpsampler] = {}
 
     # --- learning --------------------------------------------------------------------------
 
     def learn(self, images: Normals, run: Run) -> HeldOut:
         cfg = self.config
+        require_device(run)
         extractor = FeatureExtractor(
             cfg.backbone, cfg.layers, weights=cfg.weights,
             normalization=cfg.normalization, seed=run.seed,
@@ -153,7 +154,7 @@ class FYD(Detector):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(run.seed)
             self.alignment = self._network(extractor)
-        self._upsampler = None
+        self._upsamplers = {}
         C = sum(extractor.channels)
         self.channels = None
         if cfg.reduction == "random" and cfg.dim < C:
@@ -167,7 +168,7 @@ class FYD(Detector):
             self.alignment.settle()
             self.gaussians, self.facts, held_out = learner.learn(images, run)
             return held_out
-        apart = draw_held_out([r.path for r in images.stream.records], run.seed)
+        apart = draw_held_out(images.groups().tolist(), run.seed)
         mine = np.setdiff1d(np.arange(len(images)), apart)
         if len(mine) < 2:
             raise DataError(
@@ -191,7 +192,7 @@ class FYD(Detector):
             ica_weight=cfg.ica_weight, drift_weight=cfg.drift_weight,
         )  # fmt: skip
 
-    def _train(self, images: Normals, numbers: Any, run: Run) -> dict[str, Any]:
+    def _train(self, images: Normals, numbers: Int64, run: Run) -> dict[str, Any]:
         """Coarse and fine alignment together; the facts of the training."""
         cfg, network = self.config, self.alignment
         assert network is not None
@@ -218,9 +219,11 @@ class FYD(Detector):
         )  # fmt: skip
         last = history.last()
         if last["spread"] < _COLLAPSED:
-            run.say(
+            warn(
+                run,
                 f"The fine alignment has collapsed: the projections spread by {last['spread']:.2f} "
-                "of what is healthy. Lower learning_rate, or raise batch_size."
+                "of what is healthy. Lower learning_rate, or raise batch_size.",
+                TrainingWarning,
             )
         network.settle()
         return {
@@ -267,17 +270,18 @@ class FYD(Detector):
     ) -> Prediction[Tensor]:
         """distances (B, P) in the aligned frame, roi (B, H, W) bool in that of the input."""
         grid = self._grid()
-        if self._upsampler is None:
-            self._upsampler = MapUpsampler(grid, self.image_size, self.config.blur_sigma, "bicubic")
-        looked_at = distances
-        if roi is not None:
-            looked_at = distances * roi_cells(move_mask(roi, theta), grid)
-        score = looked_at.amax(dim=1)
+        if grid not in self._upsamplers:  # a table: several threads may make it at once
+            self._upsamplers[grid] = MapUpsampler(
+                grid, self.image_size, self.config.blur_sigma, "bicubic"
+            )
+        upsample = self._upsamplers[grid]
+        # Moved back first: the score comes from a place that the map shows.
         on_grid = move_back(distances.unflatten(1, grid), theta)
         if roi is None:
-            return Prediction(score, self._upsampler(on_grid))
+            return Prediction(on_grid.flatten(1).amax(dim=1), upsample(on_grid))
         cells = roi_cells(roi, grid).unflatten(1, grid)
-        return Prediction(score, self._upsampler(on_grid * cells, cells) * roi)
+        on_grid = on_grid * cells
+        return Prediction(on_grid.flatten(1).amax(dim=1), upsample(on_grid, cells) * roi)
 
     def _grid(self) -> tuple[int, int]:
         """(h, w) of the first layer."""
@@ -334,3 +338,6 @@ class FYD(Detector):
         self.channels = tensors.get("channels")
         self.gaussians = GaussianGrid.from_tensors(under("gaussians."))
         self.facts = dict(facts["gaussians"])
+        height, width = self._grid()
+        if len(self.gaussians.mean) != height * width:
+            raise KeyError(f"Gaussians for {height} x {width} cells")

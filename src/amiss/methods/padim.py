@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Self
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -120,7 +121,7 @@ class PaDiM(Detector):
         self.gaussians: GaussianGrid | None = None
         self.facts: dict[str, Any] = {}
         self._per_layer: list[Tensor] = []
-        self._upsampler: MapUpsampler | None = None
+        self._upsamplers: dict[tuple[int, int], MapUpsampler] = {}
 
     # --- learning --------------------------------------------------------------------------
 
@@ -130,7 +131,8 @@ class PaDiM(Detector):
             cfg.backbone, cfg.layers, weights=cfg.weights,
             normalization=cfg.normalization, seed=run.seed,
         )  # fmt: skip
-        self.channels = self.components = self._upsampler = None
+        self.channels = self.components = None
+        self._upsamplers = {}
         self._per_layer = []
         C = sum(self.extractor.channels)
         if cfg.reduction == "random" and cfg.dim < C:
@@ -191,16 +193,20 @@ class PaDiM(Detector):
     def _score(self, distances: Tensor, roi: Tensor | None) -> Prediction[Tensor]:
         """distances (B, P), roi (B, H, W) bool or None -> scores and maps."""
         cfg, grid = self.config, self._grid()
-        if self._upsampler is None:
-            self._upsampler = MapUpsampler(grid, self.image_size, cfg.blur_sigma, cfg.upsampling)
+        # In a table, not as a module: several threads may make it at once.
+        if grid not in self._upsamplers:
+            self._upsamplers[grid] = MapUpsampler(
+                grid, self.image_size, cfg.blur_sigma, cfg.upsampling
+            )
+        upsample = self._upsamplers[grid]
         cells = None if roi is None else roi_cells(roi, grid)
         looked_at = distances if cells is None else distances * cells
         score = looked_at.amax(dim=1)
         on_grid = looked_at.unflatten(1, grid)
         if cells is None:
-            maps = self._upsampler(on_grid)
+            maps = upsample(on_grid)
         else:
-            maps = self._upsampler(on_grid, cells.unflatten(1, grid)) * roi
+            maps = upsample(on_grid, cells.unflatten(1, grid)) * roi
         if cfg.score_from == "map":
             score = maps.flatten(1).amax(dim=1)
         return Prediction(score, maps)
@@ -225,13 +231,15 @@ class PaDiM(Detector):
         """A detector that has learned from the images of all: the same, to float32's precision, as
         one fit over all of them with the same options and seed.
 
-        It has no threshold, as no image of one part was held out from the others:
+        What is kept in float32 is enough where the largest variance is at most some ten thousand
+        times epsilon. It has no threshold, as no image of one part was held out from the others:
         `recalibrate(detector, normals=FOLDER)` of `amiss.recalibrate` sets one on other normal
         images, and so does `amiss calibrate FILE --normals FOLDER`.
 
         Raises:
             NotFittedError: one of them has learned nothing.
-            OptionError: other options, backbone weights or channels.
+            OptionError: other options, backbone weights, channels, region of interest or intensity
+                window; images in common; or too small an epsilon.
         """
         for part in (self, *others):
             part.require_fitted()
@@ -239,18 +247,29 @@ class PaDiM(Detector):
         made.extractor, made.channels, made.components = (
             self.extractor, self.channels, self.components,
         )  # fmt: skip
+        made.training_digests = self.training_digests
         assert self.gaussians is not None
         moments = self.gaussians.moments(self.config.epsilon)
         for other in others:
             self._require_alike(other)
+            seen = {bytes(row) for row in made.training_digests}
+            if any(bytes(row) in seen for row in other.training_digests):
+                raise OptionError(
+                    "Some images were learned by more than one part, and would count twice.",
+                    hint="Fit the parts on images of their own.",
+                )
+            made.training_digests = np.concatenate([made.training_digests, other.training_digests])
             assert other.gaussians is not None
             moments.merge(other.gaussians.moments(self.config.epsilon))
-        made.gaussians = GaussianGrid.from_moments(moments, self.config.epsilon)
+        try:
+            made.gaussians = GaussianGrid.from_moments(moments, self.config.epsilon)
+        except RuntimeError as error:  # LAPACK: no longer positive definite
+            raise OptionError(
+                f"epsilon={self.config.epsilon:g} is too small to merge what was kept in float32.",
+                hint="Fit once over all images, or fit the parts with a larger epsilon.",
+            ) from error
         parts = [self, *others]
         made.facts = self.facts | {"images": sum(part.facts["images"] for part in parts)}
-        made.training_digests = torch.cat(
-            [torch.from_numpy(part.training_digests) for part in parts]
-        ).numpy()
         made.roi = self.roi
         facts = [part.training_facts for part in parts]
         made.training_facts = self.training_facts | {
@@ -279,6 +298,8 @@ class PaDiM(Detector):
             what = "channels"
         elif not same(self.roi, other.roi):
             what = "region of interest"
+        elif self.training_facts["window"] != other.training_facts["window"]:
+            what = "intensity window"
         else:
             return
         raise OptionError(

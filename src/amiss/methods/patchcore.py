@@ -153,13 +153,14 @@ class PatchCore(Detector):
         self.bank: MemoryBank | None = None
         self.facts: dict[str, Any] = {}
         self._grid_size: tuple[int, int, int] | None = None
-        self._map_upsampler: MapUpsampler | None = None
+        self._upsamplers: dict[tuple[int, int], MapUpsampler] = {}
 
     # --- learning --------------------------------------------------------------------------
 
     def learn(self, images: Normals, run: Run) -> HeldOut:
         cfg = self.config
-        self._grid_size = self._map_upsampler = None
+        self._grid_size = None
+        self._upsamplers = {}
         self.extractor = FeatureExtractor(
             cfg.backbone, cfg.layers, weights=cfg.weights,
             normalization=cfg.normalization, seed=run.seed,
@@ -282,12 +283,10 @@ class PatchCore(Detector):
         return self._grid_size
 
     def _upsampler(self) -> MapUpsampler:
-        if self._map_upsampler is None:
-            _, height, width = self._grid()
-            self._map_upsampler = MapUpsampler(
-                (height, width), self.image_size, self.config.blur_sigma
-            )
-        return self._map_upsampler
+        grid = self._grid()[1:]
+        if grid not in self._upsamplers:  # a table: several threads may make it at once
+            self._upsamplers[grid] = MapUpsampler(grid, self.image_size, self.config.blur_sigma)
+        return self._upsamplers[grid]
 
     # --- storing ---------------------------------------------------------------------------
 

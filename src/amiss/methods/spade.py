@@ -194,8 +194,7 @@ class SPADE(Detector):
     def forward(self, images: Tensor, roi: Tensor | None = None) -> Prediction[Tensor]:
         self.require_fitted()
         *maps, last = self._layers(images)
-        if self.config.storage == "float16":  # as the gallery was rounded: alike stays alike
-            maps = [m.half().float() for m in maps]
+        maps = [self._stored(m) for m in maps]
         scores, found = [], []
         for i, descriptor in enumerate(_pooled(last, roi)):
             score, nearest = self._nearest_images(descriptor)
@@ -215,6 +214,10 @@ class SPADE(Detector):
         if cfg.descriptor_layer in cfg.layers:
             maps.append(maps[cfg.layers.index(cfg.descriptor_layer)])
         return maps
+
+    def _stored(self, maps: Tensor) -> Tensor:
+        """As the gallery was rounded: what is alike stays alike."""
+        return maps.half().float() if self.config.storage == "float16" else maps
 
     def _is_worth_a_map(self, score: float) -> bool:
         if self.config.localize == "all" or self.calibration is None:
@@ -261,12 +264,12 @@ class SPADE(Detector):
         assert self.gallery is not None
         cells = None if roi is None else roi_cells(roi, grid)[0].nonzero()[:, 0]
         wanted = queries if cells is None else queries[cells]
-        if self.config.num_neighbors == 1:
+        root, count = self.config.distance == "euclidean", self.config.num_neighbors
+        if count == 1:
             found = self.gallery.nearest(wanted, images, layer)[0]
+            found = found.sqrt() if root else found
         else:
-            found = self.gallery.mean_of_nearest(wanted, images, self.config.num_neighbors, layer)
-        if self.config.distance == "euclidean":
-            found = found.sqrt()
+            found = self.gallery.mean_of_nearest(wanted, images, count, layer, root=root)
         if cells is not None:
             found = queries.new_zeros(len(queries)).index_put_((cells,), found)
         return found.view(1, *grid)
@@ -288,7 +291,7 @@ class SPADE(Detector):
         found = []
         for i, descriptor in enumerate(_pooled(last, roi)):
             _, nearest = self._nearest_images(descriptor)
-            queries = join_layers([m[i : i + 1] for m in maps])[0]
+            queries = join_layers([self._stored(m[i : i + 1]) for m in maps])[0]
             squared, image, cell = self.gallery.nearest(queries, nearest)
             if roi is not None:
                 squared = squared.masked_fill(~roi_cells(roi[i : i + 1], (height, width))[0], -1.0)
@@ -305,7 +308,8 @@ class SPADE(Detector):
 
     def summary(self) -> str:
         assert self.gallery is not None
-        return f"gallery: {len(self.gallery)} images, of which {self.config.num_images} are asked"
+        asked = min(self.config.num_images, len(self.gallery))
+        return f"gallery: {len(self.gallery)} images, of which the {asked} most alike are asked"
 
     # --- storing ---------------------------------------------------------------------------
 

@@ -7,13 +7,13 @@ over the large map.
 
 from __future__ import annotations
 
-import math
-
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from amiss.types import Float64
+
+_LEAST = 1e-6  # of a pixel's weight inside the region of interest
 
 
 def gaussian_matrix(size: int, sigma: float) -> Float64:
@@ -90,7 +90,9 @@ class MapUpsampler(nn.Module):
         if inside is None:
             return self._spread(distances)
         weight = self._spread(inside.to(distances.dtype))
-        return self._spread(distances * inside) / weight.clamp_min(math.ulp(1.0))
+        # Bicubic weights are negative or nearly nothing some way outside, where nothing is asked.
+        known = weight > _LEAST
+        return self._spread(distances * inside) / weight.clamp_min(_LEAST) * known
 
     def _spread(self, x: Tensor) -> Tensor:
         return self.rows @ x @ self.columns.T

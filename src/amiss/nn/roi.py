@@ -33,11 +33,12 @@ class RoiStore:
         bits = np.unpackbits(self.packed[index], count=H * W)
         return torch.from_numpy(bits.astype(np.bool_)).view(1, H, W)
 
-    def cells(self, grid: tuple[int, int]) -> Bool:
-        """(n, h * w) bool: the cells that lie inside."""
+    def cells(self, grid: tuple[int, int], numbers: Int64 | None = None) -> Bool:
+        """(n, h * w) bool: the cells that lie inside, of all images or of some."""
+        wanted = range(self.n) if numbers is None else numbers.tolist()
         if self.packed is None:
-            return np.ones((self.n, grid[0] * grid[1]), dtype=np.bool_)
-        rows = [roi_cells(roi, grid) for i in range(self.n) if (roi := self.get(i)) is not None]
+            return np.ones((len(wanted), grid[0] * grid[1]), dtype=np.bool_)
+        rows = [roi_cells(roi, grid) for i in wanted if (roi := self.get(i)) is not None]
         return torch.cat(rows).numpy()
 
 
