@@ -194,8 +194,7 @@ def predict(  # noqa: PLR0913 - one parameter per flag
     set_threads(threads)
     if (images is None) == (watch is None):
         raise OptionError("Give images to judge, or --watch FOLDER, and not both.")
-    if not 0.05 <= settle <= 60:
-        raise OptionError(f"settle={settle:g} seconds; allowed is 0.05 to 60.")
+    _require_settle(settle)
     # From now on, while the rest is loaded.
     inbox = None if watch is None else FolderWatch(watch, interval=settle)
     with nullcontext() if inbox is None else Stopper() as stopper:
@@ -223,6 +222,11 @@ def predict(  # noqa: PLR0913 - one parameter per flag
     nothing_judged = inbox is None and not results.judged
     if results.skipped and (fail_on_anomaly or nothing_judged):
         raise typer.Exit(1)  # an image that nobody judged must not pass for a good one
+
+
+def _require_settle(seconds: float) -> None:
+    if not 0.05 <= seconds <= 60:
+        raise OptionError(f"settle={seconds:g} seconds; allowed is 0.05 to 60.")
 
 
 def _require_threshold(runtime: Runtime, detector: Path) -> None:

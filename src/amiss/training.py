@@ -160,11 +160,7 @@ def train(  # noqa: PLR0913 - what learns, on what, how long, and the job
     rank, size = rank_and_size()
     n = len(images)
     batch_size = min(batch_size, n)
-    if size > 1 and (batch_size % size or batch_size < 2 * size):
-        raise OptionError(
-            f"A batch of {batch_size} images cannot be shared by {size} processes.",
-            hint=f"Choose a multiple of {size}, two images for each, and at most {n}.",
-        )
+    _require_shares(batch_size, size, n)
     per_epoch = max(1, n // batch_size)
     total = epochs * per_epoch
     for player in players.values():
@@ -199,6 +195,14 @@ def train(  # noqa: PLR0913 - what learns, on what, how long, and the job
     seconds = time.perf_counter() - started
     pace = (loop.step - first) * batch_size / max(seconds, 1e-9)
     return History(log.epochs, loop.step, round(seconds, 3), round(pace, 2))
+
+
+def _require_shares(batch_size: int, size: int, n: int) -> None:
+    if size > 1 and (batch_size % size or batch_size < 2 * size):
+        raise OptionError(
+            f"A batch of {batch_size} images cannot be shared by {size} processes.",
+            hint=f"Choose a multiple of {size}, two images for each, and at most {n}.",
+        )
 
 
 class _Interruption:

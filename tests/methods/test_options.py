@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib.util
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -107,3 +109,14 @@ def test_ranges_hold_their_defaults_and_choices_theirs(method: str) -> None:
         meta = field.metadata
         assert meta["choices"] is None or field.default in meta["choices"]
         assert meta["low"] is None or meta["high"] is None or meta["low"] <= meta["high"]
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_the_page_of_a_method_lists_its_options_as_they_are(method: str) -> None:
+    place = Path(__file__).parents[2] / "docs" / "make.py"
+    spec = importlib.util.spec_from_file_location("docs_make", place)
+    assert spec is not None and spec.loader is not None
+    make = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(make)
+    page = (place.parent / "methods" / f"{method}.md").read_text(encoding="utf-8")
+    assert make.options_table(method) in page, "run `make docs`"
