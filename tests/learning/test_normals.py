@@ -97,3 +97,19 @@ def test_arrays_become_tensors_of_the_networks_axes(writeable: bool) -> None:
     assert np.array_equal(x.numpy(), images.transpose(0, 3, 1, 2))
     _, roi = to_tensors(images, rois)
     assert roi is not None and np.array_equal(roi.numpy(), rois)
+
+
+def test_what_is_tied_through_a_third_image_belongs_together(normals: Path, tmp_path: Path) -> None:
+    first, other = sorted(normals.iterdir())[:2]
+    copy = tmp_path / "copy.png"
+    shutil.copyfile(first, copy)
+    left, right = (0, 0, 60, 40), (0, 40, 60, 40)
+    records = [
+        Record(first, crop=left), Record(copy, crop=right), Record(other), Record(first, crop=right),
+    ]  # fmt: skip
+    assert normals_of(records).groups().tolist() == [0, 0, 1, 0]  # nothing was read before
+
+
+def test_a_file_that_is_not_there_is_a_group_of_its_own(normals: Path, tmp_path: Path) -> None:
+    records = [Record(tmp_path / "gone.png"), Record(sorted(normals.iterdir())[0])]
+    assert normals_of(records).groups().tolist() == [0, 1]
