@@ -104,9 +104,8 @@ def test_what_is_tied_through_a_third_image_belongs_together(normals: Path, tmp_
     copy = tmp_path / "copy.png"
     shutil.copyfile(first, copy)
     left, right = (0, 0, 60, 40), (0, 40, 60, 40)
-    records = [
-        Record(first, crop=left), Record(copy, crop=right), Record(other), Record(first, crop=right),
-    ]  # fmt: skip
+    cuts = [(first, left), (copy, right), (other, None), (first, right)]
+    records = [Record(path, crop=crop) for path, crop in cuts]
     assert normals_of(records).groups().tolist() == [0, 0, 1, 0]  # nothing was read before
 
 
