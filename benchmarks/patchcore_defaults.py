@@ -74,9 +74,9 @@ def main() -> None:
             cells.append(" / ".join(f"{100 * value:.1f}" for value in shown))
         print(f"| {variant} | " + " | ".join(cells) + " |", flush=True)
         gc.collect()
-    if args.output is not None:
-        facts = {"versions": versions(), "threads": args.threads, "rows": rows}
-        args.output.write_text(json.dumps(facts, indent=1) + "\n")
+        if args.output is not None:  # after each row: some take long
+            facts = {"versions": versions(), "threads": args.threads, "rows": rows}
+            args.output.write_text(json.dumps(facts, indent=1) + "\n")
 
 
 if __name__ == "__main__":
