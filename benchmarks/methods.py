@@ -25,7 +25,10 @@ from typing import Any
 from machine import answer, child, describe, peak_mib, read_task, versions, write_json
 
 OPTIONS: dict[str, dict[str, Any]] = {"spade": {"num_images": 5}}
-CLASSES = {"patchcore": "PatchCore", "padim": "PaDiM", "spade": "SPADE", "fyd": "FYD"}
+CLASSES = {
+    "patchcore": "PatchCore", "padim": "PaDiM", "spade": "SPADE", "fyd": "FYD",
+    "uninformed_students": "UninformedStudents", "mkd": "MKD",
+}  # fmt: skip
 MAX_DEGREES, MAX_SHIFT = 15.0, 0.05
 PACKAGES = ("amiss", "torch", "numpy", "pillow")
 
@@ -87,9 +90,10 @@ def fit(task: dict[str, Any]) -> dict[str, Any]:
 
     torch.set_num_threads(task["threads"])
     kind = getattr(amiss, CLASSES[task["method"]])
+    defaults = vars(kind().config)
     options = OPTIONS.get(task["method"], {}) | {
-        name: type(kind().config.as_dict()[name])(value) for name, value in task["options"].items()
-        if name in kind().config.as_dict()
+        name: typed(value, defaults[name]) for name, value in task["options"].items()
+        if name in defaults
     }  # fmt: skip
     dataset = index(task["data"])
     if task["limit"]:
@@ -122,6 +126,13 @@ def fit(task: dict[str, Any]) -> dict[str, Any]:
         "judged": len(report.judged),
         "versions": versions(*PACKAGES),
     }
+
+
+def typed(text: str, default: Any) -> Any:
+    """An option's text as what its default is; the parts of a tuple are parted by commas."""
+    if isinstance(default, tuple):
+        return tuple(type(default[0])(part) for part in text.split(","))
+    return float(text) if default is None else type(default)(text)
 
 
 def misaligned(source: Path, target: Path) -> Path:

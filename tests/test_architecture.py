@@ -197,6 +197,7 @@ def test_no_file_has_a_name_that_says_nothing() -> None:
 def test_the_public_names_are_exactly_these() -> None:
     assert amiss.__all__ == [
         "FYD",
+        "MKD",
         "SPADE",
         "ImageResult",
         "PaDiM",
@@ -205,6 +206,7 @@ def test_the_public_names_are_exactly_these() -> None:
         "Record",
         "Report",
         "Run",
+        "UninformedStudents",
         "check",
         "evaluate",
         "load",

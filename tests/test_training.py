@@ -18,9 +18,11 @@ from amiss import training
 from amiss.data.index import index
 from amiss.data.stream import ImageStream
 from amiss.errors import MissingDependencyError, OptionError, TrainingError
+from amiss.learning import training_images
 from amiss.learning.normals import Normals
+from amiss.learning.training_images import TrainingImages
 from amiss.run import Run
-from amiss.training import Loop, Player, TrainingImages, require_device, train
+from amiss.training import Loop, Player, require_device, train
 
 
 def network(seed: int = 0) -> nn.Module:
@@ -113,7 +115,7 @@ def test_images_read_anew_are_the_same_as_images_kept(
     images: Normals, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     one, _ = learned(images)
-    monkeypatch.setattr(training, "ceiling_mib", lambda _: 1.0)
+    monkeypatch.setattr(training_images, "ceiling_mib", lambda _: 1.0)
     assert TrainingImages(images, np.arange(3), Run()).kept is None
     other, _ = learned(images)
     assert same(one, other)

@@ -19,9 +19,11 @@ if TYPE_CHECKING:
     from amiss.evaluation import evaluate
     from amiss.frames import predict_frames
     from amiss.methods.fyd import FYD
+    from amiss.methods.mkd import MKD
     from amiss.methods.padim import PaDiM
     from amiss.methods.patchcore import PatchCore
     from amiss.methods.spade import SPADE
+    from amiss.methods.uninformed_students import UninformedStudents
     from amiss.outcome import Report
     from amiss.run import Run
     from amiss.runtime import load
@@ -29,6 +31,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "FYD",
+    "MKD",
     "SPADE",
     "ImageResult",
     "PaDiM",
@@ -37,6 +40,7 @@ __all__ = [
     "Record",
     "Report",
     "Run",
+    "UninformedStudents",
     "check",
     "evaluate",
     "load",
@@ -47,6 +51,7 @@ __all__ = [
 
 _PLACES = {
     "FYD": "amiss.methods.fyd",
+    "MKD": "amiss.methods.mkd",
     "SPADE": "amiss.methods.spade",
     "ImageResult": "amiss.types",
     "PaDiM": "amiss.methods.padim",
@@ -55,6 +60,7 @@ _PLACES = {
     "Record": "amiss.types",
     "Report": "amiss.outcome",
     "Run": "amiss.run",
+    "UninformedStudents": "amiss.methods.uninformed_students",
     "check": "amiss.data.doctor",
     "evaluate": "amiss.evaluation",
     "load": "amiss.runtime",

@@ -78,6 +78,7 @@ def run_fit(  # noqa: PLR0913 - one parameter per flag
     """Learn, calibrate, save."""
     from amiss.data.index import index
     from amiss.fit import fit
+    from amiss.learning.partial import left_by
     from amiss.run import Run
 
     set_threads(threads)
@@ -101,13 +102,14 @@ def run_fit(  # noqa: PLR0913 - one parameter per flag
         try:
             fit(detector, dataset, max_false_alarm=max_false_alarm, roi=roi, window=window, run=run)
         except KeyboardInterrupt:
-            if partial.exists():
+            if left_by(partial):
                 say(f"The work so far is in {partial}; the same command goes on from there.")
             raise
     if not is_first:
         return
     detector.save(output)
-    partial.unlink(missing_ok=True)
+    for left in left_by(partial):
+        left.unlink(missing_ok=True)
     _say_fit(detector, output, notes, as_json=json)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from amiss.errors import OptionError
@@ -64,6 +64,12 @@ class Run:
             raise OptionError(
                 f"batch_size={self.batch_size} holds no image.", hint="Use 1 or more."
             )
+
+    def stage(self, name: str) -> Run:
+        """The same job with a file of its own for the interrupted work of one of its stages."""
+        if self.partial is None:
+            return self
+        return replace(self, partial=self.partial.with_name(f"{self.partial.name}-{name}"))
 
 
 def warn(run: Run, sentence: str, category: type[Warning]) -> None:

@@ -19,7 +19,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple, Self
+from typing import TYPE_CHECKING, Any, NamedTuple, Self, TypeVar
 
 import numpy as np
 import torch
@@ -27,10 +27,9 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from amiss.errors import OptionError, TrainingError, naming_extra
-from amiss.learning.normals import Normals, to_tensors
 from amiss.learning.partial import Partial
 from amiss.learning.processes import rank_and_size
-from amiss.memory.plan import ceiling_mib, resident_mib
+from amiss.learning.training_images import Batches
 from amiss.run import Run
 from amiss.types import Int64
 
@@ -51,8 +50,7 @@ class Player(NamedTuple):
 
 
 Losses = Mapping[str, Tensor | float]
-StepFunction = Callable[["Loop", Tensor], Losses]
-"""(loop, images (b, 3, H, W) uint8 on the device) -> what to report, by name."""
+Given = TypeVar("Given")
 
 
 class Loop:
@@ -103,43 +101,10 @@ class History:
         return {name: values[-1] for name, values in self.losses.items() if values}
 
 
-class TrainingImages:
-    """Some images of a set, by number: decoded once and kept where there is room, else read anew
-    for every batch."""
-
-    def __init__(self, images: Normals, numbers: Int64, run: Run) -> None:
-        self.images, self.numbers, self.run = images, numbers, run
-        height, width = images.stream.size
-        need = len(numbers) * height * width * 3 / (1 << 20)
-        ceiling = ceiling_mib(run.max_memory_mib)
-        self.kept: Tensor | None = None
-        if ceiling is None or resident_mib() + need < 0.8 * ceiling:
-            self.kept = self._read(numbers)
-
-    def __len__(self) -> int:
-        return len(self.numbers)
-
-    def at(self, places: Int64) -> Tensor:
-        """(b, 3, H, W) uint8, of the places in this row of images."""
-        if self.kept is not None:
-            return self.kept[torch.from_numpy(places)]
-        return self._read(self.numbers[places])
-
-    def _read(self, numbers: Int64) -> Tensor:
-        height, width = self.images.stream.size
-        found = torch.empty(len(numbers), 3, height, width, dtype=torch.uint8)
-        done = 0
-        for batch in self.images.only(numbers, self.run.batch_size):
-            x, _ = to_tensors(batch.images, None)
-            found[done : done + len(x)] = x
-            done += len(x)
-        return found
-
-
 def train(  # noqa: PLR0913 - what learns, on what, how long, and the job
     players: Mapping[str, Player],
-    images: TrainingImages,
-    step: StepFunction,
+    data: Batches[Given],
+    step: Callable[[Loop, Given], Losses],
     *,
     epochs: int,
     batch_size: int,
@@ -147,9 +112,10 @@ def train(  # noqa: PLR0913 - what learns, on what, how long, and the job
     job: dict[str, Any],
     stage: str = "training",
 ) -> History:
-    """Call `step` for every batch of `epochs` epochs.
+    """Call `step` for every batch of `epochs` epochs, with what `data` holds there, on the device;
+    it returns what to report, by name.
 
-    Each epoch goes over the images in an order of its own, drawn by the seed, without the rest that
+    Each epoch goes over the data in an order of its own, drawn by the seed, without the rest that
     does not fill a batch. `batch_size` counts the images of all processes together; each gets its
     share. `job` names everything the result depends on, for work that was interrupted.
 
@@ -158,7 +124,7 @@ def train(  # noqa: PLR0913 - what learns, on what, how long, and the job
         TrainingError: the losses of an epoch are not finite.
     """
     rank, size = rank_and_size()
-    n = len(images)
+    n = len(data)
     batch_size = min(batch_size, n)
     _require_shares(batch_size, size, n)
     per_epoch = max(1, n // batch_size)
@@ -166,9 +132,8 @@ def train(  # noqa: PLR0913 - what learns, on what, how long, and the job
     for player in players.values():
         player.network.train()
     loop = Loop(_fabric(run), players)
-    records = [images.images.stream.records[i] for i in images.numbers]
     machine = {"device": run.device, "precision": run.precision, "processes": size}
-    partial = Partial(run.partial, job | machine | images.images.reading(), records)
+    partial = Partial(run.partial, job | machine | data.reading(), list(data.records))
     log = _Log(run, per_epoch, epochs)
     _resume(loop, log, partial.load())
     if loop.step:
@@ -178,9 +143,8 @@ def train(  # noqa: PLR0913 - what learns, on what, how long, and the job
         while loop.step < total:
             epoch, place = divmod(loop.step, per_epoch)
             batch = _order(n, run.seed, epoch)[place * batch_size : (place + 1) * batch_size]
-            x = loop.fabric.to_device(images.at(batch[rank::size]))
             torch.manual_seed(_seed_of(run.seed, loop.step, rank))
-            log.add(step(loop, x))
+            log.add(step(loop, loop.fabric.to_device(data.at(batch[rank::size]))))
             loop.step += 1
             log.tell(loop.step)
             interruption.watch(run.progress, stage, loop.step, total)
@@ -190,6 +154,8 @@ def train(  # noqa: PLR0913 - what learns, on what, how long, and the job
                 saved = time.perf_counter()
             if interruption.came:
                 raise KeyboardInterrupt
+    if rank == 0 and loop.step > first:  # a later stage of the job may be interrupted
+        partial.save(_state(loop, log))
     for player in players.values():
         player.network.cpu().eval()
     seconds = time.perf_counter() - started

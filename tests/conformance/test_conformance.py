@@ -35,9 +35,32 @@ TINY_BACKBONE: dict[str, Any] = {
 }
 QUICK: dict[str, dict[str, Any]] = {
     "fyd": {**TINY_BACKBONE, "dim": 20, "head_dim": 16, "epochs": 2, "batch_size": 4},
+    "mkd": {
+        "backbone": "test_efficientnet",
+        "weights": "random",
+        "image_size": (64, 96),
+        "epochs": 12,
+        "batch_size": 4,
+        "localization": "gradient",
+        "smooth_samples": 2,
+    },
     "padim": {**TINY_BACKBONE, "dim": 20},
     "patchcore": {**TINY_BACKBONE, "coreset_ratio": 0.1, "folds": 4},
     "spade": {**TINY_BACKBONE, "descriptor_layer": "8", "num_images": 3},
+    "uninformed_students": {
+        "backbone": "test_efficientnet",
+        "weights": "random",
+        "teacher": "random",
+        "image_size": (48, 64),
+        "patch_sizes": (33,),
+        "students": 2,
+        "stride": 4,
+        "width": 0.1,
+        "epochs": 6,
+        "learning_rate": 3e-3,
+        "teacher_steps": 2,
+        "teacher_batch": 4,
+    },
 }
 BACKBONE_KNOBS: dict[str, Knob] = {
     "backbone": Knob("test_resnet"),
@@ -52,12 +75,43 @@ KNOBS: dict[str, dict[str, Knob]] = {
         "backbone": Knob("mobilenetv2_035"),
         "normalization": Knob(None, given={"backbone": "tf_efficientnet_lite0"}),
     },
+    "mkd": {
+        **BACKBONE_KNOBS,
+        "layers": Knob(("4", "8")),
+        "direction_weight": Knob(3.0),
+        "judged_points": Knob(2),
+        "smooth_samples": Knob(None, given={"localization": "smoothgrad"}),
+        "smooth_noise": Knob(None, given={"localization": "smoothgrad"}),
+    },
     "padim": BACKBONE_KNOBS,
     "spade": {
         **BACKBONE_KNOBS,
         "layers": Knob(("4",)),
         "descriptor_layer": Knob("32"),
         "calibration_maps": Knob(3),
+    },
+    "uninformed_students": {
+        "patch_sizes": Knob((65,)),
+        "stride": Knob(8),
+        "teacher": Knob("distill"),
+        **{
+            name: Knob(value, given={"teacher": "distill", "triplet_weight": 1.0, "epochs": 1})
+            for name, value in (
+                ("distill_data", lambda folder: str(folder / "other")),
+                ("backbone", "test_resnet"),
+                ("weights", _weights_file),
+                ("teacher_steps", 3),
+                ("teacher_batch", 6),
+                ("teacher_learning_rate", 1e-2),
+                ("crop_grid", 2),
+                ("crop_low", 1.0),
+                ("crop_high", 5.0),
+                ("distill_weight", 0.0),
+                ("triplet_weight", 0.0),
+                ("compactness_weight", 0.0),
+                ("margin", 0.0),
+            )
+        },
     },
     "patchcore": {
         **BACKBONE_KNOBS,

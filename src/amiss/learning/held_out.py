@@ -116,6 +116,11 @@ def score_held_out(
     return _collect(rows(), len(indices), how, run)
 
 
+def judge_held_out(judge: Judge, numbers: Int64, run: Run, how: str) -> HeldOut:
+    """`judge` scores each of `numbers` by a model that has not learned from it."""
+    return _collect(_judged(judge, numbers.tolist()), len(numbers), how, run)
+
+
 def _judged(judge: Judge, numbers: Iterable[int]) -> Iterator[_Row]:
     """Judge images one per core."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import json
 from pathlib import Path
@@ -41,6 +42,12 @@ class Partial:
         """Keep these, complete or not at all."""
         if self.path is not None:
             write_tensors(self.path, tensors, {"job": self.fingerprint})
+
+
+def left_by(path: Path) -> list[Path]:
+    """The files of interrupted work under a path: its own and those of its stages."""
+    stages = sorted(path.parent.glob(f"{glob.escape(path.name)}-*"))
+    return [file for file in (path, *stages) if file.is_file()]
 
 
 def _fingerprint(options: dict[str, Any], records: list[Record]) -> str:

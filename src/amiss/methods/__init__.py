@@ -16,6 +16,8 @@ METHODS = {
     "padim": "amiss.methods.padim:PaDiM",
     "patchcore": "amiss.methods.patchcore:PatchCore",
     "fyd": "amiss.methods.fyd:FYD",
+    "uninformed_students": "amiss.methods.uninformed_students:UninformedStudents",
+    "mkd": "amiss.methods.mkd:MKD",
 }
 
 
@@ -40,6 +42,14 @@ ABOUT = {
     "padim": About("Defard et al., ICPR 2020 workshops, arXiv 2011.08785", True, True, False),
     "patchcore": About("Roth et al., CVPR 2022, arXiv 2106.08265", True, True, False),
     "fyd": About("Zheng et al., ICME 2022, arXiv 2110.04538", True, True, False),
+    "uninformed_students": About("Bergmann et al., CVPR 2020, arXiv 1911.02357", True, True, False),
+    "mkd": About(
+        "Salehi et al., CVPR 2021, arXiv 2011.11108",
+        True,
+        "the map is a gradient, which is computed by running the networks backwards, and an "
+        "exported graph runs forwards only",
+        False,
+    ),
 }
 
 

@@ -20,6 +20,7 @@ from amiss.errors import DataError, OptionError, TrainingWarning
 from amiss.learning.gaussian_learner import GaussianLearner
 from amiss.learning.held_out import HeldOut, draw_held_out, score_held_out
 from amiss.learning.normals import Normals
+from amiss.learning.training_images import TrainingImages
 from amiss.methods.base import Detector
 from amiss.nn.alignment import AlignmentNetwork, move_back, move_mask
 from amiss.nn.backbone import DEFAULT_BACKBONE, FeatureExtractor
@@ -28,7 +29,7 @@ from amiss.nn.mahalanobis import GaussianGrid
 from amiss.nn.roi import roi_cells
 from amiss.options import Config, option
 from amiss.run import Run, warn
-from amiss.training import Loop, Losses, Player, TrainingImages, require_device, train
+from amiss.training import Loop, Losses, Player, require_device, train
 from amiss.types import Int64, Prediction
 
 _COLLAPSED = 0.5  # of the healthy spread of directions

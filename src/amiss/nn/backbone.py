@@ -28,6 +28,7 @@ from amiss.nn.lite import FEATURES, build_lite
 
 DEFAULT_BACKBONE = "tf_efficientnet_lite0"
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+_KNOWN = {"imagenet": IMAGENET, "none": ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))}
 
 
 @dataclass(frozen=True)
@@ -59,7 +60,8 @@ class FeatureExtractor(nn.Module):
             deepest of them needs is kept and run.
         weights: "auto" (the embedded file of this backbone), "hub", "random", or a path to a
             safetensors or .pth file.
-        normalization: "weights" (what the network was trained with) or "imagenet".
+        normalization: "weights" (what the network was trained with), "imagenet", or "none"
+            (levels in [0, 1]).
         seed: of the random weights; without effect otherwise.
 
     Raises:
@@ -84,14 +86,14 @@ class FeatureExtractor(nn.Module):
             lite, channels = build_lite(state, names)
             sizes = (channels, [FEATURES[name] for name in names])
             embedded = EMBEDDED[backbone]
-            normal = IMAGENET if normalization == "imagenet" else (embedded.mean, embedded.std)
+            normal = _KNOWN.get(normalization, (embedded.mean, embedded.std))
             self._assemble(lite, _facts(backbone, layers, sizes, normal, (origin, digest), True))
             return
         zoo = _Zoo(backbone, layers, weights, seed)
         if state is not None:
             zoo.load(state, origin)
         network, plain = zoo.build()
-        mean, std = IMAGENET if normalization == "imagenet" else zoo.normalization()
+        mean, std = _KNOWN.get(normalization) or zoo.normalization()
         source = (origin, digest or _digest(network))
         sizes = (zoo.channels, zoo.strides)
         self._assemble(network, _facts(backbone, layers, sizes, (mean, std), source, plain))
@@ -116,16 +118,22 @@ class FeatureExtractor(nn.Module):
         # longer per image), and a score cannot depend on batch-mates, not even in the last bit.
         # An exported graph must not ask for the size of its batch.
         if torch.compiler.is_compiling():
-            return self._features(images)
+            return self.at_once(images)
         if images.device.type == "cpu" and len(images) > 1:
-            maps = [self._features(image) for image in images.split(1)]
+            maps = [self.at_once(image) for image in images.split(1)]
             return [torch.cat(layer) for layer in zip(*maps, strict=True)]
-        return self._features(images)
+        return self.at_once(images)
 
-    def _features(self, images: Tensor) -> list[Tensor]:
+    def at_once(self, images: Tensor) -> list[Tensor]:
+        """As `forward`, all images in one pass: for many small ones. Also takes levels that are
+        float32, and lets gradients through."""
+        return list(self.network(self.normalised(images)))
+
+    def normalised(self, images: Tensor) -> Tensor:
+        """Levels (B, 3, H, W) -> what the network takes in, float32, channels last."""
         x = images.to(torch.float32, memory_format=torch.channels_last)
         x = torch.addcmul(self.shift, x, self.scale)
-        return list(self.network(x.contiguous(memory_format=torch.channels_last)))
+        return x.contiguous(memory_format=torch.channels_last)
 
     # --- storing ---------------------------------------------------------------------------
 

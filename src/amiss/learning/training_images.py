@@ -1,0 +1,155 @@
+"""The images that a training goes over, kept decoded where there is room.
+
+A frozen network sees the same images in every epoch, so what it says of them is computed once and
+kept as well, where that fits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple, Protocol, TypeVar
+
+import torch
+from torch import Tensor
+
+from amiss.learning.normals import Normals, to_tensors
+from amiss.memory.plan import ceiling_mib, resident_mib
+from amiss.nn.parallel import ImageWorkers
+from amiss.run import Run
+from amiss.types import Int64, Record
+
+Given_co = TypeVar("Given_co", covariant=True)
+Teach = Callable[[Tensor], tuple[Tensor, ...]]
+"""(B, 3, H, W) uint8 -> what a frozen network says of them, each (B, ...) float32."""
+
+_SHARE = 0.8  # of the memory that may be used, for what is kept
+
+
+class Batches(Protocol[Given_co]):
+    """What a training goes over: a number of places, and what stands at them."""
+
+    def __len__(self) -> int: ...
+
+    def at(self, places: Int64) -> Given_co:
+        """What stands at places (b,): a tensor, or a tuple of tensors and None, of b rows each.
+        Anything random in it is drawn from torch's global generator."""
+        ...
+
+    @property
+    def records(self) -> Sequence[Record]:
+        """The files behind it."""
+        ...
+
+    def reading(self) -> dict[str, str]:
+        """What besides the files themselves decides what stands there."""
+        ...
+
+
+class TrainingImages:
+    """Some images of a set, by number: decoded once and kept where there is room, else read anew
+    for every batch."""
+
+    def __init__(self, images: Normals, numbers: Int64, run: Run) -> None:
+        self.images, self.numbers, self.run = images, numbers, run
+        height, width = images.stream.size
+        self.kept: Tensor | None = None
+        if _has_room(len(numbers) * height * width * 3, run):
+            self.kept = _read(images, numbers, run)[0]
+
+    def __len__(self) -> int:
+        return len(self.numbers)
+
+    @property
+    def records(self) -> list[Record]:
+        return [self.images.stream.records[i] for i in self.numbers]
+
+    def reading(self) -> dict[str, str]:
+        return self.images.reading()
+
+    def at(self, places: Int64) -> Tensor:
+        """(b, 3, H, W) uint8, of the places in this row of images."""
+        if self.kept is not None:
+            return self.kept[torch.from_numpy(places)]
+        return _read(self.images, self.numbers[places], self.run)[0]
+
+
+class TaughtBatch(NamedTuple):
+    """`images` (b, 3, H, W) uint8; `rois` (b, H, W) bool, or None for everywhere; `targets`: what
+    the frozen network says of them, each (b, ...) float32, or None where that was not kept."""
+
+    images: Tensor
+    rois: Tensor | None
+    targets: tuple[Tensor, ...] | None
+
+
+class TaughtImages:
+    """Some images of a set, their regions of interest, and what a frozen network says of them."""
+
+    def __init__(self, images: Normals, numbers: Int64, run: Run, teach: Teach) -> None:
+        self.images, self.numbers, self.run = images, numbers, run
+        height, width = images.stream.size
+        self.kept: TaughtBatch | None = None
+        with torch.inference_mode():
+            first = teach(_read(images, numbers[:1], run)[0])
+        per_image = height * width * 4 + sum(4 * target[0].numel() for target in first)
+        if _has_room(len(numbers) * per_image, run):
+            x, rois = _read(images, numbers, run)
+            self.kept = TaughtBatch(x, rois, self._targets(x, first, teach))
+
+    def _targets(self, x: Tensor, first: tuple[Tensor, ...], teach: Teach) -> tuple[Tensor, ...]:
+        # Made out here: a tensor that was made without gradients in mind cannot be learned from.
+        targets = tuple(torch.empty(len(x), *target.shape[1:]) for target in first)
+        chunk = 16
+        with ImageWorkers() as workers:
+            for start in range(0, len(x), chunk):
+                found = workers.map(teach, x[start : start + chunk].split(1))
+                for target, parts in zip(targets, zip(*found, strict=True), strict=True):
+                    target[start : start + chunk] = torch.cat(parts)
+                self.run.progress("features", min(start + chunk, len(x)), len(x))
+        return targets
+
+    def __len__(self) -> int:
+        return len(self.numbers)
+
+    @property
+    def records(self) -> list[Record]:
+        return [self.images.stream.records[i] for i in self.numbers]
+
+    def reading(self) -> dict[str, str]:
+        return self.images.reading()
+
+    @property
+    def has_targets(self) -> bool:
+        """Whether what the frozen network says was kept."""
+        return self.kept is not None
+
+    def at(self, places: Int64) -> TaughtBatch:
+        """Those at `places` of this row of images."""
+        if self.kept is None:
+            return TaughtBatch(*_read(self.images, self.numbers[places], self.run), None)
+        x, rois, targets = self.kept
+        rows = torch.from_numpy(places)
+        taught = None if targets is None else tuple(target[rows] for target in targets)
+        return TaughtBatch(x[rows], None if rois is None else rois[rows], taught)
+
+
+def _has_room(need_bytes: int, run: Run) -> bool:
+    ceiling = ceiling_mib(run.max_memory_mib)
+    return ceiling is None or resident_mib() + need_bytes / (1 << 20) < _SHARE * ceiling
+
+
+def _read(images: Normals, numbers: Int64, run: Run) -> tuple[Tensor, Tensor | None]:
+    """(b, 3, H, W) uint8 and (b, H, W) bool or None, in the order of `numbers`."""
+    height, width = images.stream.size
+    found = torch.empty(len(numbers), 3, height, width, dtype=torch.uint8)
+    rois: Tensor | None = None
+    done = 0
+    for batch in images.only(numbers, run.batch_size):
+        x, roi = to_tensors(batch.images, batch.rois)
+        found[done : done + len(x)] = x
+        if roi is not None:
+            if rois is None:
+                rois = torch.ones(len(numbers), height, width, dtype=torch.bool)
+            rois[done : done + len(x)] = roi
+        done += len(x)
+    return found, rois

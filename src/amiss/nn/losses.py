@@ -1,0 +1,66 @@
+"""Losses of the papers, each as its formula stands there."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+_LEAST = 1e-12
+
+
+def distillation_loss(decoded: Tensor, wanted: Tensor) -> Tensor:
+    """L_k = ||D(T(p)) - P(p)||^2, the mean over patches. decoded, wanted (N, C) -> ().
+
+    Bergmann et al., CVPR 2020, equation 1.
+    """
+    return (decoded - wanted).square().sum(1).mean()
+
+
+def triplet_loss(anchor: Tensor, positive: Tensor, negative: Tensor, margin: float) -> Tensor:
+    """L_m = max(0, margin + d+ - d-), the mean over triplets. All (N, D) -> ().
+
+    d+ = ||T(p) - T(p+)||^2, d- = min(||T(p) - T(p-)||^2, ||T(p+) - T(p-)||^2). Bergmann et al.,
+    equations 2 to 4.
+    """
+    near = (anchor - positive).square().sum(1)
+    far = (anchor - negative).square().sum(1)
+    far = torch.minimum(far, (positive - negative).square().sum(1))
+    return (margin + near - far).clamp_min(0).mean()
+
+
+def compactness_loss(descriptors: Tensor) -> Tensor:
+    """L_c = sum over i != j of c_ij^2. descriptors (N, D) -> ().
+
+    c (D, D) is the correlation of the descriptors' entries over the batch. Bergmann et al., CVPR
+    2020, equation 5, has no square, with which the sum could fall without end; our choice.
+    """
+    centred = descriptors - descriptors.mean(0)
+    unit = centred / centred.norm(dim=0).clamp_min(_LEAST)
+    c: Tensor = unit.T @ unit
+    return c.square().sum() - c.diagonal().square().sum()
+
+
+def value_loss(source: Tensor, cloner: Tensor, inside: Tensor | None = None) -> Tensor:
+    """L_val at one critical point: (1 / N) sum_j (a_s(j) - a_c(j))^2, image by image.
+
+    source, cloner (B, C, h, w) -> (B,). `inside` (B, 1, h, w), 1 where to look and 0 elsewhere:
+    then N counts what lies inside. Salehi et al., CVPR 2021, equation 1.
+    """
+    apart = (source - cloner).square()
+    if inside is None:
+        return apart.mean((1, 2, 3))
+    area = inside.sum((1, 2, 3)) * source.shape[1]
+    return (apart * inside).sum((1, 2, 3)) / area.clamp_min(1)
+
+
+def direction_loss(source: Tensor, cloner: Tensor, inside: Tensor | None = None) -> Tensor:
+    """L_dir at one critical point: 1 - cos of the whole activation vectors, image by image.
+
+    source, cloner (B, C, h, w) -> (B,), in [0, 2]. Salehi et al., CVPR 2021, equation 2.
+    """
+    if inside is not None:
+        source, cloner = source * inside, cloner * inside
+    dot = (source * cloner).sum((1, 2, 3))
+    norms = source.square().sum((1, 2, 3)) * cloner.square().sum((1, 2, 3))
+    # The root of a product that may be 0 has no gradient there.
+    return 1 - dot / norms.clamp_min(_LEAST).sqrt()
