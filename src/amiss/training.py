@@ -291,15 +291,20 @@ def _state(loop: Loop, log: _Log) -> dict[str, Tensor]:
     kept = {"step": torch.tensor(loop.step)}
     for name, player in loop.players.items():
         for key, value in player.network.state_dict().items():
-            kept[f"network|{name}|{key}"] = value.detach().cpu().contiguous().clone()
+            kept[f"network|{name}|{key}"] = _kept(value)
         for number, values in player.optimizer.state_dict()["state"].items():
             for key, value in values.items():
-                kept[f"optimizer|{name}|{number}|{key}"] = torch.as_tensor(value).cpu().clone()
+                kept[f"optimizer|{name}|{number}|{key}"] = _kept(torch.as_tensor(value))
     for name, means in log.epochs.items():
         kept[f"epochs|{name}"] = torch.tensor(means, dtype=torch.float64)
     for name, total in log.sums.items():
         kept[f"sums|{name}"] = torch.tensor(total, dtype=torch.float64)
     return kept
+
+
+def _kept(value: Tensor) -> Tensor:
+    """A copy that can be written: on the CPU, and in plain order whatever its layout."""
+    return value.detach().cpu().clone(memory_format=torch.contiguous_format)
 
 
 def _resume(loop: Loop, log: _Log, kept: Mapping[str, Tensor]) -> None:

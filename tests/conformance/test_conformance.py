@@ -52,11 +52,11 @@ QUICK: dict[str, dict[str, Any]] = {
         "weights": "random",
         "teacher": "random",
         "image_size": (48, 64),
-        "patch_sizes": (33,),
+        "patch_sizes": (17,),
         "students": 2,
         "stride": 4,
         "width": 0.1,
-        "epochs": 6,
+        "epochs": 4,
         "learning_rate": 3e-3,
         "teacher_steps": 2,
         "teacher_batch": 4,
@@ -91,7 +91,7 @@ KNOBS: dict[str, dict[str, Knob]] = {
         "calibration_maps": Knob(3),
     },
     "uninformed_students": {
-        "patch_sizes": Knob((65,)),
+        "patch_sizes": Knob((33,)),
         "stride": Knob(8),
         "teacher": Knob("distill"),
         **{
