@@ -268,3 +268,12 @@ def test_a_log_without_tensorboard_names_the_extra(
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
     with pytest.raises(MissingDependencyError, match=r"amiss\[tensorboard\]"):
         learned(images, Run(log=tmp_path / "log"))
+
+
+def test_a_long_training_is_foretold_once(images: Normals, monkeypatch: pytest.MonkeyPatch) -> None:
+    said: list[str] = []
+    clock = iter(range(0, 10**9, 600))  # ten minutes from one look to the next
+    monkeypatch.setattr(training.time, "perf_counter", lambda: float(next(clock)))
+    learned(images, Run(say=said.append), epochs=20)
+    foretold = [sentence for sentence in said if "hours to go at this pace" in sentence]
+    assert len(foretold) == 1 and foretold[0].startswith("training: about ")

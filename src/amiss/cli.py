@@ -381,7 +381,7 @@ def _print_tree(name: str, value: Any, depth: int) -> None:
         for entry in value:
             print("  " * (depth + 1) + "  ".join(f"{k} {_short(v)}" for k, v in entry.items()))
     else:
-        print(f"{start:<24}{_short(value)}")
+        print(f"{start:<23} {_short(value)}")
 
 
 def _short(value: Any) -> str:

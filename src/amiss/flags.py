@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from amiss.console import parse_size
+from amiss.errors import OptionError
 
 
 def flag(field: Any, hint: Any) -> inspect.Parameter:
@@ -18,7 +19,7 @@ def flag(field: Any, hint: Any) -> inspect.Parameter:
     if isinstance(default, tuple):
         kind, default = (
             str,
-            "x".join(map(str, default)) if field.name == "image_size" else (",".join(default)),
+            ("x" if field.name == "image_size" else ",").join(map(str, default)),
         )
     text = meta["text"] + (f" (paper: {meta['paper']})" if meta["paper"] else "")
     annotation = Annotated[kind, typer.Option(help=text, rich_help_panel="Options of the method")]
@@ -33,7 +34,16 @@ def option_value(name: str, value: Any) -> Any:
         return parse_size(value)
     if name == "layers":
         return tuple(part.strip() for part in value.split(","))
+    if name == "patch_sizes":
+        return _whole_numbers(name, value)
     return value
+
+
+def _whole_numbers(name: str, value: str) -> tuple[int, ...]:
+    parts = [part.strip() for part in value.split(",")]
+    if not all(part.isdecimal() for part in parts):
+        raise OptionError(f"{name}={value!r} is no list of numbers.", hint="Write them as 33,65.")
+    return tuple(map(int, parts))
 
 
 # --- flags that several commands share; what is found in a set depends on the last four

@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 
 CHECKPOINT_S = 60.0
 """Seconds between two checkpoints, which an interruption adds one to."""
+_PACE_S = 10.0  # after which the pace is known
 _SAID = 10  # how often the losses are said in the course of a training
 
 
@@ -147,6 +148,7 @@ def train(  # noqa: PLR0913 - what learns, on what, how long, and the job
             log.add(step(loop, loop.fabric.to_device(data.at(batch[rank::size]))))
             loop.step += 1
             log.tell(loop.step)
+            log.foretell(loop.step - first, total - loop.step, stage)
             interruption.watch(run.progress, stage, loop.step, total)
             is_due = time.perf_counter() - saved > CHECKPOINT_S
             if rank == 0 and (is_due or interruption.came):
@@ -249,6 +251,7 @@ class _Log:
         self.run, self.per_epoch, self.total = run, per_epoch, epochs
         self.epochs: dict[str, list[float]] = {}
         self.sums: dict[str, float] = {}
+        self._started, self._is_foretold = time.perf_counter(), False
         self._writer: Any = None
         if run.log is not None and rank_and_size()[0] == 0:
             with naming_extra("A log for TensorBoard", "tensorboard"):
@@ -258,6 +261,20 @@ class _Log:
     def add(self, losses: Losses) -> None:
         for name, value in losses.items():
             self.sums[name] = self.sums.get(name, 0.0) + float(value)
+
+    def foretell(self, done: int, left: int, stage: str) -> None:
+        """Once, when the pace is known: how long it will take, where that is longer than most would
+        wait for."""
+        seconds = time.perf_counter() - self._started
+        if self._is_foretold or seconds < _PACE_S:
+            return
+        self._is_foretold = True
+        hours = left * seconds / done / 3600
+        if hours > 1:
+            self.run.say(
+                f"{stage}: about {hours:.0f} hours to go at this pace. The page of the method says "
+                "which options make it shorter."
+            )
 
     def tell(self, step: int) -> None:
         """After each step; at the end of an epoch its means are kept."""
