@@ -55,7 +55,7 @@ QUICK: dict[str, dict[str, Any]] = {
         "patch_sizes": (17,),
         "students": 2,
         "stride": 4,
-        "width": 0.1,
+        "width": 0.05,
         "epochs": 4,
         "learning_rate": 3e-3,
         "teacher_steps": 2,
