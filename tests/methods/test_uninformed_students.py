@@ -12,6 +12,7 @@ import amiss
 from amiss.data.index import index
 from amiss.data.stream import ImageStream
 from amiss.errors import DataError, OptionError, WeightsError
+from amiss.learning.spread import spread, sums
 from amiss.methods.uninformed_students import UninformedStudents
 from amiss.nn.student_ensemble import StudentEnsemble, disagreement, regression_loss
 from amiss.run import Run
@@ -68,7 +69,7 @@ def test_scaled_teachers_have_mean_0_and_deviation_1() -> None:
     images = torch.randint(0, 256, (5, 3, 40, 48), dtype=torch.uint8)
     with torch.no_grad():
         (said,) = ensemble.taught(images)
-        ensemble.take_scales([((y,), None) for y in said.split(1)])
+        ensemble.scales[0] = spread(torch.stack([sums(y) for y in said]).sum(0))
         values = ensemble.scaled(0, said).transpose(0, 1).flatten(1)
     assert values.mean(1).abs().max() < 1e-3
     assert (values.std(1, correction=0) - 1).abs().max() < 1e-3

@@ -6,7 +6,7 @@ Discriminative Latent Embeddings", CVPR 2020, arXiv 1911.02357.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, cast
@@ -21,7 +21,7 @@ from amiss.learning.distillation import Lessons, teach, teachers_in
 from amiss.learning.embedding import embedded
 from amiss.learning.held_out import HeldOut, draw_held_out, judge_held_out
 from amiss.learning.normals import Normals
-from amiss.learning.spread import spreads_without, sums
+from amiss.learning.spread import spread, spreads_without, sums
 from amiss.learning.training_images import TaughtBatch, TaughtImages
 from amiss.methods.base import Detector
 from amiss.nn.backbone import DEFAULT_BACKBONE, FeatureExtractor
@@ -193,7 +193,7 @@ class UninformedStudents(Detector):
             self.ensemble = ensemble = self._untaught()
         self.facts = {"images": len(mine), "teacher": self._teach(ensemble, images, mine, run)}
         data = TaughtImages(images, mine, run, ensemble.taught)
-        ensemble.take_scales(self._said(data, ensemble))
+        ensemble.scales.copy_(self._scales(data, ensemble))
         self.facts |= self._train(data, ensemble, run)
         self.eval()
         return self._measure(images, groups, apart, run)
@@ -244,15 +244,18 @@ class UninformedStudents(Detector):
             **taught,
         }
 
-    def _said(
-        self, data: TaughtImages, ensemble: StudentEnsemble
-    ) -> Iterator[tuple[tuple[Tensor, ...], Tensor | None]]:
-        """What the teachers say of each training image, and the cells of it that count."""
+    def _scales(self, data: TaughtImages, ensemble: StudentEnsemble) -> Tensor:
+        """Mean and deviation of each entry that the teachers give, over the cells of all training
+        images that count: (L, D, 2)."""
+        total = torch.zeros(*ensemble.scales.shape[:2], 3, dtype=torch.float64)
         for place in range(len(data)):
             batch = data.at(np.array([place]))
             with torch.no_grad():
                 said = batch.targets or ensemble.taught(batch.images)
-            yield said, self._cells(batch.rois)
+            cells = self._cells(batch.rois)
+            inside = None if cells is None else cells[0]
+            total += torch.stack([sums(y[0], inside) for y in said])
+        return spread(total)
 
     def _cells(self, roi: Tensor | None) -> Tensor | None:
         """(B, h, w) bool: the cells that lie inside."""

@@ -5,7 +5,7 @@ Bergmann, Fauser, Sattlegger, Steger, "Uninformed Students", CVPR 2020, sections
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import cast
 
 import torch
@@ -13,15 +13,13 @@ from torch import Tensor, nn
 
 from amiss.nn.patch_network import PatchNetwork, as_input
 
-_LEAST = 1e-6  # of a teacher's standard deviation: an entry may be the same everywhere
-
 
 class StudentEnsemble(nn.Module):
     """images (B, 3, H, W) uint8 -> (B, L, 2, h, w): regression error e and predictive variance v
     of each of L patch sizes, at cells `stride` pixels apart.
 
     `teachers`: one for each patch size; `students`: M of the first, M of the next, and so on.
-    `scales` (L, 2, D): mean and standard deviation of the teachers' entries.
+    `scales` (L, D, 2): mean and standard deviation of the teachers' entries.
     """
 
     def __init__(self, patch_sizes: Sequence[int], count: int, width: float, stride: int) -> None:
@@ -33,7 +31,7 @@ class StudentEnsemble(nn.Module):
         )
         D = cast(PatchNetwork, self.teachers[0]).dim
         self.scales: Tensor
-        self.register_buffer("scales", torch.ones(len(patch_sizes), 2, D))
+        self.register_buffer("scales", torch.ones(len(patch_sizes), D, 2))
 
     def forward(self, images: Tensor) -> Tensor:
         x = as_input(images)
@@ -51,25 +49,9 @@ class StudentEnsemble(nn.Module):
 
     def scaled(self, level: int, said: Tensor) -> Tensor:
         """(y - mu) / sigma, entry by entry, of what teacher `level` says (B, D, h, w)."""
-        mean, deviation = self.scales[level][:, None, :, None, None].to(said.device)
+        mean, deviation = self.scales[level].T[:, None, :, None, None].to(said.device)
         scaled: Tensor = (said - mean) / deviation
         return scaled
-
-    def take_scales(self, said: Iterable[tuple[Sequence[Tensor], Tensor | None]]) -> None:
-        """Learn the scales from what the teachers say of image after image, each (1, D, h, w), over
-        the cells (1, h, w) that count, None for all."""
-        total = torch.zeros(len(self.teachers), 3, self.scales.shape[2], dtype=torch.float64)
-        for levels, cells in said:
-            for level, y in enumerate(levels):
-                values = y[0].double().flatten(1)  # (D, P)
-                if cells is not None:
-                    values = values[:, cells.flatten()]
-                ones = torch.ones_like(values).sum(1)
-                total[level] += torch.stack([ones, values.sum(1), values.square().sum(1)])
-        count, first, second = total.unbind(1)
-        mean = first / count
-        deviation = (second / count - mean.square()).clamp_min(0).sqrt().clamp_min(_LEAST)
-        self.scales.copy_(torch.stack([mean, deviation], dim=1))
 
 
 def regression_loss(said: Tensor, wanted: Tensor, cells: Tensor | None = None) -> Tensor:
