@@ -37,11 +37,12 @@ def fit_command(method: str) -> Callable[..., None]:
 
     kind = method_class(method)
     hints = typing.get_type_hints(kind.config_type)
-    options = [flag(field, hints[field.name]) for field in dataclasses.fields(kind.config_type)]
+    fields = dataclasses.fields(kind.config_type)
+    options = [flag(field, hints[field.name]) for field in fields]
 
     # typer reads the signature below; Python hands over what typer parsed, by name.
     def command(**values: Any) -> None:
-        own = {o.name: option_value(o.name, values.pop(o.name)) for o in options}
+        own = {field.name: option_value(field, values.pop(field.name)) for field in fields}
         run_fit(kind(**own), **values)
 
     shared = list(inspect.signature(run_fit, eval_str=True).parameters.values())[1:]
@@ -78,7 +79,7 @@ def run_fit(  # noqa: PLR0913 - one parameter per flag
     """Learn, calibrate, save."""
     from amiss.data.index import index
     from amiss.fit import fit
-    from amiss.learning.partial import left_by
+    from amiss.learning.partial import left_by, remove_left
     from amiss.run import Run
 
     set_threads(threads)
@@ -108,8 +109,7 @@ def run_fit(  # noqa: PLR0913 - one parameter per flag
     if not is_first:
         return
     detector.save(output)
-    for left in left_by(partial):
-        left.unlink(missing_ok=True)
+    remove_left(partial)
     _say_fit(detector, output, notes, as_json=json)
 
 

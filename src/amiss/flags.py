@@ -28,15 +28,15 @@ def flag(field: Any, hint: Any) -> inspect.Parameter:
     )
 
 
-def option_value(name: str, value: Any) -> Any:
-    """What the command line handed over, as the Config wants it."""
-    if name == "image_size":
+def option_value(field: Any, value: Any) -> Any:
+    """What the command line handed over for one field of a Config, as that wants it."""
+    if field.name == "image_size":
         return parse_size(value)
-    if name == "layers":
-        return tuple(part.strip() for part in value.split(","))
-    if name == "patch_sizes":
-        return _whole_numbers(name, value)
-    return value
+    if not isinstance(field.default, tuple):
+        return value
+    if isinstance(field.default[0], int):
+        return _whole_numbers(field.name, value)
+    return tuple(part.strip() for part in value.split(","))
 
 
 def _whole_numbers(name: str, value: str) -> tuple[int, ...]:

@@ -50,6 +50,12 @@ def left_by(path: Path) -> list[Path]:
     return [file for file in (path, *stages) if file.is_file()]
 
 
+def remove_left(path: Path) -> None:
+    """Remove the files of interrupted work under a path: the job is done."""
+    for file in left_by(path):
+        file.unlink(missing_ok=True)
+
+
 def _fingerprint(options: dict[str, Any], records: list[Record]) -> str:
     sha = hashlib.sha256(json.dumps(options, sort_keys=True).encode())
     for record in records:
