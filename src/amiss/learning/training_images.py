@@ -45,16 +45,11 @@ class Batches(Protocol[Given_co]):
         ...
 
 
-class TrainingImages:
-    """Some images of a set, by number: decoded once and kept where there is room, else read anew
-    for every batch."""
+class _SomeImages:
+    """Some images of a set, by number, as `Batches` asks for them."""
 
     def __init__(self, images: Normals, numbers: Int64, run: Run) -> None:
         self.images, self.numbers, self.run = images, numbers, run
-        height, width = images.stream.size
-        self.kept: Tensor | None = None
-        if _has_room(len(numbers) * height * width * 3, run):
-            self.kept = _read(images, numbers, run)[0]
 
     def __len__(self) -> int:
         return len(self.numbers)
@@ -65,6 +60,18 @@ class TrainingImages:
 
     def reading(self) -> dict[str, str]:
         return self.images.reading()
+
+
+class TrainingImages(_SomeImages):
+    """Some images of a set, by number: decoded once and kept where there is room, else read anew
+    for every batch."""
+
+    def __init__(self, images: Normals, numbers: Int64, run: Run) -> None:
+        super().__init__(images, numbers, run)
+        height, width = images.stream.size
+        self.kept: Tensor | None = None
+        if _has_room(len(numbers) * height * width * 3, run):
+            self.kept = _read(images, numbers, run)[0]
 
     def at(self, places: Int64) -> Tensor:
         """(b, 3, H, W) uint8, of the places in this row of images."""
@@ -82,19 +89,19 @@ class TaughtBatch(NamedTuple):
     targets: tuple[Tensor, ...] | None
 
 
-class TaughtImages:
+class TaughtImages(_SomeImages):
     """Some images of a set, their regions of interest, and what a frozen network says of them."""
 
     def __init__(self, images: Normals, numbers: Int64, run: Run, teach: Teach) -> None:
-        self.images, self.numbers, self.run = images, numbers, run
+        super().__init__(images, numbers, run)
         height, width = images.stream.size
-        self.kept: TaughtBatch | None = None
+        self.kept: tuple[Tensor, Tensor | None, tuple[Tensor, ...]] | None = None
         with torch.inference_mode():
             first = teach(_read(images, numbers[:1], run)[0])
         per_image = height * width * 4 + sum(4 * target[0].numel() for target in first)
         if _has_room(len(numbers) * per_image, run):
             x, rois = _read(images, numbers, run)
-            self.kept = TaughtBatch(x, rois, self._targets(x, first, teach))
+            self.kept = x, rois, self._targets(x, first, teach)
 
     def _targets(self, x: Tensor, first: tuple[Tensor, ...], teach: Teach) -> tuple[Tensor, ...]:
         # Made out here: a tensor that was made without gradients in mind cannot be learned from.
@@ -108,16 +115,6 @@ class TaughtImages:
                 self.run.progress("features", min(start + chunk, len(x)), len(x))
         return targets
 
-    def __len__(self) -> int:
-        return len(self.numbers)
-
-    @property
-    def records(self) -> list[Record]:
-        return [self.images.stream.records[i] for i in self.numbers]
-
-    def reading(self) -> dict[str, str]:
-        return self.images.reading()
-
     @property
     def has_targets(self) -> bool:
         """Whether what the frozen network says was kept."""
@@ -129,7 +126,7 @@ class TaughtImages:
             return TaughtBatch(*_read(self.images, self.numbers[places], self.run), None)
         x, rois, targets = self.kept
         rows = torch.from_numpy(places)
-        taught = None if targets is None else tuple(target[rows] for target in targets)
+        taught = tuple(target[rows] for target in targets)
         return TaughtBatch(x[rows], None if rois is None else rois[rows], taught)
 
 
