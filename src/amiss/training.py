@@ -101,6 +101,14 @@ class History:
         """Each loss in the last epoch."""
         return {name: values[-1] for name, values in self.losses.items() if values}
 
+    def facts(self) -> dict[str, Any]:
+        """What a manifest says of it, of JSON types."""
+        return {
+            "losses": {k: [round(v, 6) for v in values] for k, values in self.losses.items()},
+            "training_seconds": self.seconds,
+            "images_per_second": self.images_per_second,
+        }
+
 
 def train(  # noqa: PLR0913 - what learns, on what, how long, and the job
     players: Mapping[str, Player],
@@ -150,14 +158,13 @@ def train(  # noqa: PLR0913 - what learns, on what, how long, and the job
             log.tell(loop.step)
             log.foretell(loop.step - first, total - loop.step, stage)
             interruption.watch(run.progress, stage, loop.step, total)
-            is_due = time.perf_counter() - saved > CHECKPOINT_S
+            # At the end too: a later stage of the job may be interrupted.
+            is_due = loop.step == total or time.perf_counter() - saved > CHECKPOINT_S
             if rank == 0 and (is_due or interruption.came):
                 partial.save(_state(loop, log))
                 saved = time.perf_counter()
             if interruption.came:
                 raise KeyboardInterrupt
-    if rank == 0 and loop.step > first:  # a later stage of the job may be interrupted
-        partial.save(_state(loop, log))
     for player in players.values():
         player.network.cpu().eval()
     seconds = time.perf_counter() - started

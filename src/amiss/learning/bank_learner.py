@@ -25,6 +25,7 @@ from amiss.learning.held_out import (
     draw_held_out,
     leave_one_out,
     score_held_out,
+    told_held_out,
 )
 from amiss.learning.normals import Normals
 from amiss.learning.partial import Partial
@@ -172,7 +173,7 @@ class BankLearner:
         def model(x: Tensor, roi: Tensor | None) -> Prediction[Tensor]:
             return self.score(bank, self._patches(x), roi)
 
-        how = f"{len(held_out)} of {n} normal images, held out"
+        how = told_held_out(held_out, images)
         return LearnedBank(bank, facts, score_held_out(model, images, held_out, run, how))
 
     def _reduce(

@@ -65,6 +65,11 @@ def draw_held_out(files: Sequence[Hashable], seed: int) -> Int64:
     return np.flatnonzero(np.isin(group, drawn))
 
 
+def told_held_out(apart: Int64, images: Normals) -> str:
+    """Where scores come from that only the images of numbers `apart` were held out for."""
+    return f"{len(apart)} of {len(images)} normal images, held out"
+
+
 def leave_one_out(group: Int64, judge: Judge, run: Run, *, numbers: Int64 | None = None) -> HeldOut:
     """`judge` scores each of n images, or only those of `numbers`, by a model that only other
     groups (n,) made; none is wasted. With a single group there is nothing to judge by."""

@@ -18,7 +18,7 @@ from torch.nn import functional as F
 
 from amiss.errors import DataError, OptionError, TrainingWarning
 from amiss.learning.gaussian_learner import GaussianLearner
-from amiss.learning.held_out import HeldOut, draw_held_out, score_held_out
+from amiss.learning.held_out import HeldOut, draw_held_out, score_held_out, told_held_out
 from amiss.learning.normals import Normals
 from amiss.learning.training_images import TrainingImages
 from amiss.methods.base import Detector
@@ -181,7 +181,7 @@ class FYD(Detector):
         height, width = self._grid()
         self.facts = {"images": len(mine), "cells": [height, width], "dim": dim, **training}
         self.eval()
-        how = f"{len(apart)} of {len(images)} normal images, held out"
+        how = told_held_out(apart, images)
         return score_held_out(self.forward, images, apart, run, how)
 
     def _network(self, extractor: FeatureExtractor) -> AlignmentNetwork:
@@ -227,12 +227,7 @@ class FYD(Detector):
                 TrainingWarning,
             )
         network.settle()
-        return {
-            "losses": {name: [round(v, 6) for v in values] for name, values in
-                       history.losses.items()},
-            "training_seconds": history.seconds,
-            "images_per_second": history.images_per_second,
-        }  # fmt: skip
+        return history.facts()
 
     # --- scoring ---------------------------------------------------------------------------
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from amiss.errors import DataError, OptionError
-from amiss.learning.held_out import HeldOut, draw_held_out, score_held_out
+from amiss.learning.held_out import HeldOut, draw_held_out, score_held_out, told_held_out
 from amiss.learning.normals import Normals
 from amiss.learning.training_images import TaughtBatch, TaughtImages
 from amiss.methods.base import Detector
@@ -155,7 +155,7 @@ class MKD(Detector):
         self.cloner, shape = self._new_cloner(data, run)
         self.facts = {"images": len(mine), **shape, **self._train(data, run)}
         self.eval()
-        how = f"{len(apart)} of {len(images)} normal images, held out"
+        how = told_held_out(apart, images)
         return score_held_out(self.forward, images, apart, run, how)
 
     def _points(self) -> tuple[str, ...]:
@@ -218,7 +218,6 @@ class MKD(Detector):
         cfg, cloner, extractor = self.config, self.cloner, self.extractor
         assert cloner is not None and extractor is not None
         weights = (cfg.value_weight, self._direction_weight(data))
-        self.facts = {"weights": list(weights)}
         player = Player(cloner, torch.optim.Adam(cloner.parameters(), lr=cfg.learning_rate))
 
         def step(loop: Loop, batch: TaughtBatch) -> Losses:
@@ -245,13 +244,7 @@ class MKD(Detector):
         )  # fmt: skip
         extractor.cpu()
         cloner.requires_grad_(False)
-        losses = {name: [round(v, 6) for v in values] for name, values in history.losses.items()}
-        return {
-            "weights": list(weights),
-            "losses": losses,
-            "training_seconds": history.seconds,
-            "images_per_second": history.images_per_second,
-        }
+        return {"weights": list(weights), **history.facts()}
 
     def _direction_weight(self, data: TaughtImages) -> float:
         """lambda: given, or such that both terms are as large on the untrained cloner, over a batch
@@ -273,13 +266,13 @@ class MKD(Detector):
 
     def forward(self, images: Tensor, roi: Tensor | None = None) -> Prediction[Tensor]:
         self.require_fitted()
-        cfg, extractor = self.config, self.extractor
-        assert extractor is not None
+        cfg = self.config
         scores, maps = [], []
         # One by one on a CPU: no score depends on batch-mates in its last bit.
         count = 1 if images.device.type == "cpu" else max(1, len(images))
-        rois = [None] * len(images) if roi is None else roi.split(count)
-        for image, inside in zip(images.split(count), rois, strict=False):
+        parts = images.split(count)
+        rois = [None] * len(parts) if roi is None else roi.split(count)
+        for image, inside in zip(parts, rois, strict=True):
             score, gradient = self._loss_and_gradient(image, inside)
             scores.append(score)
             maps.append(gradient.abs().sum(1))

@@ -19,7 +19,7 @@ from amiss.data.pictures import Pictures, bundled_pictures, pictures_in
 from amiss.errors import DataError, OptionError
 from amiss.learning.distillation import Lessons, teach, teachers_in
 from amiss.learning.embedding import embedded
-from amiss.learning.held_out import HeldOut, draw_held_out, judge_held_out
+from amiss.learning.held_out import HeldOut, draw_held_out, judge_held_out, told_held_out
 from amiss.learning.normals import Normals
 from amiss.learning.spread import spread, spreads_without, sums
 from amiss.learning.training_images import TaughtBatch, TaughtImages
@@ -298,12 +298,7 @@ class UninformedStudents(Detector):
             stage="students",
         )  # fmt: skip
         ensemble.cpu().requires_grad_(False)
-        losses = {name: [round(v, 6) for v in values] for name, values in history.losses.items()}
-        return {
-            "losses": losses,
-            "training_seconds": history.seconds,
-            "images_per_second": history.images_per_second,
-        }
+        return history.facts()
 
     def _measure(self, images: Normals, groups: Int64, apart: Int64, run: Run) -> HeldOut:
         """The spread of error and variance on images held out, and what those score."""
@@ -327,8 +322,7 @@ class UninformedStudents(Detector):
             roi = rois[number]
             return self._score(maps[number], without[int(groups[number])], roi), roi
 
-        how = f"{len(apart)} of {len(images)} normal images, held out"
-        return judge_held_out(judge, apart, run, how)
+        return judge_held_out(judge, apart, run, told_held_out(apart, images))
 
     # --- scoring ---------------------------------------------------------------------------
 
