@@ -14,6 +14,7 @@ seeds; a method's options here are its defaults, but for those in OPTIONS, which
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import statistics
 import sys
 import tempfile
@@ -90,10 +91,10 @@ def fit(task: dict[str, Any]) -> dict[str, Any]:
 
     torch.set_num_threads(task["threads"])
     kind = getattr(amiss, CLASSES[task["method"]])
-    defaults = vars(kind().config)
+    fields = {field.name: field for field in dataclasses.fields(kind.config_type)}
     options = OPTIONS.get(task["method"], {}) | {
-        name: typed(value, defaults[name]) for name, value in task["options"].items()
-        if name in defaults
+        name: typed(value, fields[name]) for name, value in task["options"].items()
+        if name in fields
     }  # fmt: skip
     dataset = index(task["data"])
     if task["limit"]:
@@ -128,11 +129,14 @@ def fit(task: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def typed(text: str, default: Any) -> Any:
-    """An option's text as what its default is; the parts of a tuple are parted by commas."""
-    if isinstance(default, tuple):
-        return tuple(type(default[0])(part) for part in text.split(","))
-    return float(text) if default is None else type(default)(text)
+def typed(text: str, field: dataclasses.Field[Any]) -> Any:
+    """An option's text as the type of its field; the parts of a tuple are parted by commas."""
+    kind = str(field.type)
+    if "tuple" in kind:
+        return tuple(type(field.default[0])(part) for part in text.split(","))
+    if "bool" in kind:
+        return {"true": True, "false": False}[text.lower()]
+    return (int if "int" in kind else float if "float" in kind else str)(text)
 
 
 def misaligned(source: Path, target: Path) -> Path:

@@ -103,8 +103,9 @@ def run_fit(  # noqa: PLR0913 - one parameter per flag
         try:
             fit(detector, dataset, max_false_alarm=max_false_alarm, roi=roi, window=window, run=run)
         except KeyboardInterrupt:
-            if left_by(partial):
-                say(f"The work so far is in {partial}; the same command goes on from there.")
+            left = " and ".join(str(path) for path in left_by(partial))
+            if left:
+                say(f"The work so far is in {left}; the same command goes on from there.")
             raise
     if not is_first:
         return

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import types
 import typing
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -47,6 +48,18 @@ class Config:
         hints = typing.get_type_hints(type(self))
         for field in dataclasses.fields(self):
             _check(type(self).__name__, field, hints[field.name], getattr(self, field.name))
+
+    def refuse_unused(self, names: Sequence[str], reason: str) -> None:
+        """Raises OptionError where one of these options is not at its default: it would have no
+        effect, for the `reason` given."""
+        defaults = {f.name: f.default for f in dataclasses.fields(self)}
+        for name in names:
+            value = getattr(self, name)
+            if value != defaults[name]:
+                raise OptionError(
+                    f"{name}={value!r} has no effect: {reason}.",
+                    hint=f"Leave {name} out, or change what makes it idle.",
+                )
 
     @property
     def resize_mode(self) -> ResizeMode:

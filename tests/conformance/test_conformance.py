@@ -41,15 +41,11 @@ QUICK: dict[str, dict[str, Any]] = {
         "image_size": (64, 96),
         "epochs": 12,
         "batch_size": 4,
-        "localization": "gradient",
-        "smooth_samples": 2,
     },
     "padim": {**TINY_BACKBONE, "dim": 20},
     "patchcore": {**TINY_BACKBONE, "coreset_ratio": 0.1, "folds": 4},
     "spade": {**TINY_BACKBONE, "descriptor_layer": "8", "num_images": 3},
     "uninformed_students": {
-        "backbone": "test_efficientnet",
-        "weights": "random",
         "teacher": "random",
         "image_size": (48, 64),
         "patch_sizes": (17,),
@@ -58,10 +54,28 @@ QUICK: dict[str, dict[str, Any]] = {
         "width": 0.05,
         "epochs": 4,
         "learning_rate": 3e-3,
-        "teacher_steps": 2,
-        "teacher_batch": 4,
     },
 }
+LESSONS: dict[str, Any] = {
+    "teacher": "distill",
+    "backbone": "test_efficientnet",
+    "weights": "random",
+    "teacher_steps": 2,
+    "teacher_batch": 8,
+    "triplet_weight": 1.0,
+    "epochs": 1,
+}
+
+
+def _teachers_file(folder: Path) -> str:
+    """Students, and so teachers, of another seed in a file."""
+    from amiss import Run, UninformedStudents
+
+    detector = UninformedStudents(**QUICK["uninformed_students"] | {"epochs": 1})
+    detector.fit(folder / "other", max_false_alarm=0.9, run=Run(seed=99))
+    return str(detector.save(folder / "teachers.amiss"))
+
+
 BACKBONE_KNOBS: dict[str, Knob] = {
     "backbone": Knob("test_resnet"),
     "layers": Knob(("8", "16")),
@@ -80,8 +94,9 @@ KNOBS: dict[str, dict[str, Knob]] = {
         "layers": Knob(("4", "8")),
         "direction_weight": Knob(3.0),
         "judged_points": Knob(2),
-        "smooth_samples": Knob(None, given={"localization": "smoothgrad"}),
-        "smooth_noise": Knob(None, given={"localization": "smoothgrad"}),
+        "value_weight": Knob(2.0, given={"direction_weight": 1.0}),
+        "smooth_samples": Knob(3, given={"localization": "smoothgrad", "smooth_samples": 2}),
+        "smooth_noise": Knob(None, given={"localization": "smoothgrad", "smooth_samples": 2}),
     },
     "padim": BACKBONE_KNOBS,
     "spade": {
@@ -93,9 +108,9 @@ KNOBS: dict[str, dict[str, Knob]] = {
     "uninformed_students": {
         "patch_sizes": Knob((33,)),
         "stride": Knob(8),
-        "teacher": Knob("distill"),
+        "teacher": Knob(_teachers_file),
         **{
-            name: Knob(value, given={"teacher": "distill", "triplet_weight": 1.0, "epochs": 1})
+            name: Knob(value, given=LESSONS)
             for name, value in (
                 ("distill_data", lambda folder: str(folder / "other")),
                 ("backbone", "test_resnet"),

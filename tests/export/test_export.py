@@ -124,6 +124,17 @@ def test_a_letterbox_looks_away_from_its_bars(
         assert exported.run(image[None], None).score[0] == pytest.approx(expected.score, rel=2e-3)
 
 
+def test_letterboxed_images_of_several_aspects_prove_themselves_side_by_side(
+    tiny: dict[str, Any], tmp_path: Path
+) -> None:
+    # One that fills the frame has no region of interest, the others have: one batch holds both.
+    for number, size in enumerate(((48, 64), (40, 90), (70, 50), (48, 64), (60, 80), (33, 64))):
+        write(texture(np.random.default_rng(number), size), tmp_path / "mixed" / f"{number}.png")
+    detector = PatchCore(**tiny, resize="letterbox").fit(tmp_path / "mixed", max_false_alarm=0.4)
+    done = export(detector, tmp_path / "mixed.onnx", input="model")
+    assert done.parity.holds and done.parity.real_images >= 4
+
+
 def test_the_roi_of_the_fit_is_part_of_the_graph(
     tiny: dict[str, Any], normals: Path, tmp_path: Path
 ) -> None:

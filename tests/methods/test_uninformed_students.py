@@ -19,8 +19,6 @@ from amiss.run import Run
 from made_images import textures
 
 TINY: dict[str, Any] = {
-    "backbone": "test_efficientnet",
-    "weights": "random",
     "teacher": "random",
     "image_size": (40, 48),
     "patch_sizes": (17, 33),
@@ -29,6 +27,11 @@ TINY: dict[str, Any] = {
     "width": 0.05,
     "epochs": 2,
     "learning_rate": 1e-2,
+}
+TAUGHT: dict[str, Any] = TINY | {
+    "teacher": "distill",
+    "backbone": "test_efficientnet",
+    "weights": "random",
     "teacher_steps": 3,
     "teacher_batch": 4,
 }
@@ -101,7 +104,7 @@ def test_taught_teachers_say_where_they_come_from_and_serve_again(
     normals: Path, tmp_path: Path
 ) -> None:
     textures(tmp_path / "pictures", 3, seed=5)
-    options = TINY | {"teacher": "distill", "distill_data": str(tmp_path / "pictures")}
+    options = TAUGHT | {"distill_data": str(tmp_path / "pictures")}
     said: list[str] = []
     first = UninformedStudents(**options).fit(
         normals, max_false_alarm=0.4, run=Run(say=said.append)
@@ -141,12 +144,30 @@ def test_a_file_that_is_no_detector_is_refused(normals: Path) -> None:
         ({"image_size": (40, 44)}, "multiple"),
         ({"patch_sizes": (65,), "image_size": (32, 32)}, "image_size"),
         ({"crop_low": 9.0, "crop_high": 8.0}, "multiples"),
+        ({"teacher_batch": 6, "crop_grid": 2}, "multiple of 4, 4 or more"),
+        ({"teacher_batch": 4, "crop_grid": 2, "triplet_weight": 1.0}, "multiple of 4, 8 or more"),
+        ({"margin": 5.0}, "Leave margin out"),
+        ({"teacher": "random"}, "Leave backbone out"),
     ],
 )
 def test_options_that_do_not_go_together_are_refused(change: dict[str, Any], says: str) -> None:
     with pytest.raises(OptionError) as caught:
-        UninformedStudents(**TINY | change)
+        UninformedStudents(**TAUGHT | change)
     assert says in caught.value.hint
+
+
+def test_a_teacher_that_is_no_file_is_refused(normals: Path) -> None:
+    with pytest.raises(OptionError, match=r"distil is no file"):
+        UninformedStudents(**TINY | {"teacher": "distil"}).fit(normals)
+
+
+def test_what_little_memory_cannot_keep_is_asked_for_in_every_step(
+    fitted: UninformedStudents, normals: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("amiss.learning.training_images.room_bytes", lambda run: 0.0)
+    other = UninformedStudents(**TINY).fit(normals, max_false_alarm=0.4)
+    one, two = fitted.artifact()[1], other.artifact()[1]
+    assert all(torch.allclose(one[k], two[k], atol=1e-5) for k in one)
 
 
 def test_one_image_is_a_named_error(tmp_path: Path) -> None:
@@ -158,7 +179,7 @@ def test_one_image_is_a_named_error(tmp_path: Path) -> None:
 def test_an_interrupted_fit_ends_alike(
     normals: Path, tmp_path: Path, stage: str, step: int
 ) -> None:
-    options = TINY | {"teacher": "distill"}
+    options = TAUGHT
     whole = UninformedStudents(**options).fit(normals, max_false_alarm=0.4)
 
     def stop(now: str, done: int, total: int) -> None:
@@ -173,5 +194,7 @@ def test_an_interrupted_fit_ends_alike(
     again = UninformedStudents(**options).fit(normals, max_false_alarm=0.4, run=run)
     taught = [n for now, n in done if now == "teachers"]
     assert taught == ([3] if stage == "teachers" else [])
+    learned = [n for now, n in done if now == "students"]
+    assert learned[0] == (1 if stage == "teachers" else step + 1)
     one, other = whole.artifact()[1], again.artifact()[1]
     assert all(torch.equal(one[k], other[k]) for k in one)

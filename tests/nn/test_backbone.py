@@ -250,6 +250,30 @@ class _Code:
         return exec, ("raise SystemExit('code from a weights file was run')",)
 
 
+def test_a_file_in_the_names_of_the_whole_network_fits_one_cut_open(tmp_path: Path) -> None:
+    # A VGG is cut open for its layers, and then calls "features_0" what files call "features.0".
+    import timm
+    from safetensors.torch import save_file
+
+    def cut_open() -> torch.nn.Module:
+        made: torch.nn.Module = timm.create_model(
+            "vgg11", features_only=True, pretrained=False, out_indices=(0, 1)
+        )
+        return made
+
+    torch.manual_seed(7)
+    state = cut_open().state_dict()
+    path = tmp_path / "vgg11.safetensors"
+    save_file({key.replace("features_", "features."): v for key, v in state.items()}, path)
+    extractor = FeatureExtractor("vgg11", ("1", "2"), weights=str(path))
+    plain = cut_open().eval()
+    plain.load_state_dict(state)
+    images = torch.randint(0, 256, (1, 3, 32, 32), dtype=torch.uint8)
+    with torch.no_grad():
+        for one, other in zip(extractor(images), plain(extractor.normalised(images)), strict=True):
+            torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
+
+
 def test_a_file_with_code_is_refused_and_not_run(tmp_path: Path) -> None:
     path = tmp_path / "evil.pth"
     torch.save({"weight": _Code()}, path)

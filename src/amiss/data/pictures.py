@@ -21,7 +21,6 @@ _BUNDLED = (
     "microaneurysms.png", "moon.png", "motorcycle_left.png", "page.png", "retina.jpg",
     "rocket.jpg",
 )  # fmt: skip
-_KEPT_BYTES = 1 << 29  # of decoded pictures
 
 
 def bundled_pictures() -> list[Record]:
@@ -39,20 +38,33 @@ def bundled_pictures() -> list[Record]:
     return [Record(folder / name) for name in _BUNDLED if (folder / name).is_file()]
 
 
-def pictures_in(folder: Path) -> list[Record]:
-    """All images below a folder. Raises DataError where there is none."""
+def pictures_in(folder: Path, *, without: Sequence[Record] = ()) -> list[Record]:
+    """All images below a folder, but those that hold the same as a file of `without`. Raises
+    DataError where there is none."""
+    sizes = {record.path.stat().st_size for record in without}
+    known = {record.path.read_bytes() for record in without}
     tree = scan(folder)
-    if not tree.images:
-        raise DataError(f"{folder} holds no picture.", hint="Name a folder of PNG or JPEG files.")
-    return [Record(tree.path(parts)) for parts in tree.images]
+    paths = [tree.path(parts) for parts in tree.images]
+    found = [
+        Record(path) for path in paths
+        if path.stat().st_size not in sizes or path.read_bytes() not in known
+    ]  # fmt: skip
+    if not found:
+        rest = " but the images that are held out" if paths else ""
+        raise DataError(
+            f"{folder} holds no picture{rest}.", hint="Name a folder of PNG or JPEG files."
+        )
+    return found
 
 
 class Pictures:
     """Random crops of the files of `records`, which are decoded when they are first wanted and kept
-    up to half a gigabyte."""
+    up to `room` bytes."""
 
-    def __init__(self, records: Sequence[Record], window: str | None = "percentile") -> None:
-        self.records, self.window = list(records), window
+    def __init__(
+        self, records: Sequence[Record], window: str | None = "percentile", room: int = 1 << 29
+    ) -> None:
+        self.records, self.window, self.room = list(records), window, room
         self._kept: dict[int, Image.Image] = {}
         self._bytes = 0
 
@@ -60,13 +72,13 @@ class Pictures:
         """A square of picture `number`, brought to (side, side, 3) uint8.
 
         Its side in the picture lies between `low` and `high` pixels; where the picture is smaller
-        than that, between half of its shorter side and all of it. `dice`: three numbers in [0, 1)
+        than `high`, between half of its shorter side (or `low`) and all of it. `dice`: three numbers in [0, 1)
         that choose size, row and column.
         """
         picture = self._picture(number)
         shorter = min(picture.size)
-        high = min(high, shorter)
-        low = min(low, max(1, high // 2)) if low > high // 2 else low
+        if shorter < high:
+            high, low = shorter, min(low, max(1, shorter // 2))
         length = low + int(dice[0] * (high - low + 1))
         top = int(dice[1] * (picture.height - length + 1))
         left = int(dice[2] * (picture.width - length + 1))
@@ -79,7 +91,7 @@ class Pictures:
         record = self.records[number]
         pixels = read_image(record.path, crop=record.crop, window=self.window)
         picture = Image.fromarray(pixels)
-        if self._bytes + pixels.nbytes <= _KEPT_BYTES:
+        if self._bytes + pixels.nbytes <= self.room:
             self._kept[number] = picture
             self._bytes += pixels.nbytes
         return picture

@@ -131,15 +131,18 @@ def framed(runtime: Runtime, image: UInt8) -> tuple[UInt8, Bool | None]:
 def _candidate(
     candidate: ExportedDetector, reference: Runtime, images: list[UInt8]
 ) -> Iterator[Prediction[Float32]]:
-    """What the graph says of a batch of images of one shape, image by image."""
+    """What the graph says of a batch of images, image by image; of one shape where it resizes."""
     if candidate.resizes:
         found = candidate.run(np.stack(images), None)
     else:
         pairs = [framed(reference, image) for image in images]
-        rois = [roi for _, roi in pairs if roi is not None]  # of one shape: all have one, or none
-        found = candidate.run(
-            np.stack([frame for frame, _ in pairs]), np.stack(rois) if rois else None
-        )
+        frames = np.stack([frame for frame, _ in pairs])
+        # A letterboxed image has a region, one that fills its frame has none: side by side all
+        # have one.
+        everywhere = np.ones(frames.shape[1:3], dtype=bool)
+        rois = [everywhere if roi is None else roi for _, roi in pairs]
+        has_roi = any(roi is not None for _, roi in pairs)
+        found = candidate.run(frames, np.stack(rois) if has_roi else None)
     for i in range(len(images)):
         maps = found.anomaly_map
         yield Prediction(found.score[i : i + 1], None if maps is None else maps[i : i + 1])

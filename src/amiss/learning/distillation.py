@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from amiss.data.pictures import Pictures
-from amiss.errors import WeightsError
+from amiss.errors import DataError, WeightsError
 from amiss.nn.backbone import FeatureExtractor
 from amiss.nn.losses import compactness_loss, distillation_loss, triplet_loss
 from amiss.nn.patch_network import PatchNetwork, as_input
@@ -39,7 +39,7 @@ _GRAY = 0.1  # share of crops that lose their colour
 class Lessons:
     """How teachers are made.
 
-    `steps` of `batch_size` patches each; the weights of the three losses; `grid`: patches along
+    `steps` of `batch_size` patches each, a multiple of `grid` squared; the weights of the three losses; `grid`: patches along
     each side of a crop, 8 pixels apart (1: every patch from a crop of its own); the crop's side is
     between `crop_low` and `crop_high` times the patch's before it is brought to that size.
     """
@@ -90,7 +90,9 @@ class _Crops:
         return {"window": str(self.pictures.window)}
 
     def at(self, places: Int64) -> tuple[Tensor, ...]:
+        # Which crops a step sees is drawn, whatever its places are called.
         dice = torch.rand(len(self.sizes), len(places), 3).tolist()
+        pictures = [_unlike(len(places), len(self.records)) for _ in self.sizes]
         found = []
         for number, p in enumerate(self.sizes):
             side = crop_side(p, self.lessons)
@@ -98,11 +100,18 @@ class _Crops:
             low = round(self.lessons.crop_low * p * scale)
             high = round(self.lessons.crop_high * p * scale)
             crops = [
-                self.pictures.crop(int(place) % len(self.records), side, low, high, thrown)
-                for place, thrown in zip(places, dice[number], strict=True)
+                self.pictures.crop(picture, side, low, high, thrown)
+                for picture, thrown in zip(pictures[number], dice[number], strict=True)
             ]
             found.append(torch.from_numpy(np.stack(crops)).permute(0, 3, 1, 2))
         return tuple(found)
+
+
+def _unlike(count: int, n: int) -> list[int]:
+    """`count` of n pictures at random, all as likely, none the same as the one before it."""
+    steps = torch.randint(1, max(2, n), (count,))
+    steps[0] = torch.randint(n, ())
+    return [int(place) % n for place in steps.cumsum(0)]
 
 
 def crop_side(patch_size: int, lessons: Lessons) -> int:
@@ -137,9 +146,15 @@ def teach(
         )
         for name, one in apprentices.items()
     }
-    crops_per_step = max(1, lessons.batch_size // lessons.grid**2)
-    steps = min(_EPOCH, lessons.steps)
+    crops_per_step = lessons.batch_size // lessons.grid**2
+    # An epoch only says over how many steps losses are averaged; epochs fill the steps exactly.
+    steps = max(k for k in range(1, _EPOCH + 1) if lessons.steps % k == 0)
     data = _Crops(pictures, [n.patch_size for n in networks], lessons, crops_per_step * steps)
+    if lessons.triplet_weight > 0 and len(pictures.records) < 2:
+        raise DataError(
+            "A triplet needs a patch of another picture, and there is one picture only.",
+            hint="Give more pictures to teach on, or leave out the triplets' weight.",
+        )
 
     def step(loop: Loop, crops: tuple[Tensor, ...]) -> Losses:
         source.to(loop.fabric.device)
@@ -152,7 +167,7 @@ def teach(
         return reported
 
     history = train(
-        players, data, step, epochs=max(1, round(lessons.steps / steps)),
+        players, data, step, epochs=lessons.steps // steps,
         batch_size=crops_per_step, run=run, job=job, stage="teachers",
     )  # fmt: skip
     source.cpu()
@@ -177,11 +192,16 @@ def _losses(
     loss = lessons.distill_weight * losses["distillation"]
     loss = loss + lessons.compactness_weight * losses["compactness"]
     if lessons.triplet_weight > 0:
-        down, right = torch.randint(0, 2 * shift + 1, (2,)).tolist()
-        near = as_input(crops[:, :, down : down + size, right : right + size])
+        shifts = torch.randint(0, 2 * shift + 1, (len(crops), 2)).tolist()
+        moved = [
+            crop[:, down : down + size, right : right + size]
+            for crop, (down, right) in zip(crops, shifts, strict=True)
+        ]
+        near = as_input(torch.stack(moved))
         positive, _ = apprentice(near + 2 * _NOISE * torch.randn_like(near))
-        # The patches of the next crop are of another picture.
-        negative = descriptors.roll(lessons.grid**2, dims=0)
+        # The crop before is of another picture; before the first, so is the second.
+        by_crop = descriptors.unflatten(0, (len(crops), -1))
+        negative = torch.cat([by_crop[1:2], by_crop[:-1]]).flatten(0, 1)
         losses["triplet"] = triplet_loss(descriptors, positive, negative, lessons.margin)
         loss = loss + lessons.triplet_weight * losses["triplet"]
     return {"loss": loss, **losses}

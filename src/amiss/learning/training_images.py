@@ -131,8 +131,15 @@ class TaughtImages(_SomeImages):
 
 
 def _has_room(need_bytes: int, run: Run) -> bool:
+    return need_bytes < room_bytes(run)
+
+
+def room_bytes(run: Run) -> float:
+    """How many bytes more may be kept."""
     ceiling = ceiling_mib(run.max_memory_mib)
-    return ceiling is None or resident_mib() + need_bytes / (1 << 20) < _SHARE * ceiling
+    if ceiling is None:
+        return float("inf")
+    return max(0.0, _SHARE * ceiling - resident_mib()) * (1 << 20)
 
 
 def _read(images: Normals, numbers: Int64, run: Run) -> tuple[Tensor, Tensor | None]:

@@ -89,6 +89,18 @@ class MKDConfig(Config):
     )
     opening: bool = option(True, "grey opening of the map, against specks", paper="yes")
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.value_weight == 0 and not self.direction_weight:
+            raise OptionError(
+                "value_weight=0 leaves no loss: a direction_weight that is left out is made to "
+                "weigh as much.",
+                hint="Give direction_weight=1 with it, for the direction alone.",
+            )
+        if self.localization != "smoothgrad":
+            reason = f"localization is {self.localization}"
+            self.refuse_unused(("smooth_samples", "smooth_noise"), reason)
+
 
 class MKD(Detector):
     """MKD: the distance of a cloner from its source at several depths, in value and direction.
@@ -221,6 +233,7 @@ class MKD(Detector):
         player = Player(cloner, torch.optim.Adam(cloner.parameters(), lr=cfg.learning_rate))
 
         def step(loop: Loop, batch: TaughtBatch) -> Losses:
+            extractor.to(loop.fabric.device)
             with torch.no_grad():
                 said = batch.targets or self._source(batch.images)
                 x = extractor.normalised(batch.images)
@@ -235,7 +248,6 @@ class MKD(Detector):
                 "direction": direction.detach().mean(),
             }
 
-        extractor.to(run.device)
         history = train(
             {"cloner": player}, data, step, epochs=cfg.epochs, batch_size=cfg.batch_size, run=run,
             job=cfg.as_dict() | {
@@ -268,10 +280,9 @@ class MKD(Detector):
         self.require_fitted()
         cfg = self.config
         scores, maps = [], []
-        # One by one on a CPU: no score depends on batch-mates in its last bit.
-        count = 1 if images.device.type == "cpu" else max(1, len(images))
-        parts = images.split(count)
-        rois = [None] * len(parts) if roi is None else roi.split(count)
+        # One by one: no score depends on batch-mates in its last bit.
+        parts = images.split(1)
+        rois = [None] * len(parts) if roi is None else roi.split(1)
         for image, inside in zip(parts, rois, strict=True):
             score, gradient = self._loss_and_gradient(image, inside)
             scores.append(score)

@@ -22,7 +22,7 @@ from amiss.learning.embedding import embedded
 from amiss.learning.held_out import HeldOut, draw_held_out, judge_held_out, told_held_out
 from amiss.learning.normals import Normals
 from amiss.learning.spread import spread, spreads_without, sums
-from amiss.learning.training_images import TaughtBatch, TaughtImages
+from amiss.learning.training_images import TaughtBatch, TaughtImages, room_bytes
 from amiss.methods.base import Detector
 from amiss.nn.backbone import DEFAULT_BACKBONE, FeatureExtractor
 from amiss.nn.blur import MapUpsampler
@@ -35,6 +35,12 @@ from amiss.training import Loop, Losses, Player, require_device, train
 from amiss.types import Int64, Prediction
 
 _OF_STUDENTS = {"students", "stride", "epochs", "batch_size", "learning_rate", "blur_sigma"}
+_OF_LESSONS = (
+    "distill_data", "backbone", "weights", "teacher_steps", "teacher_batch",
+    "teacher_learning_rate", "crop_grid", "crop_low", "crop_high", "distill_weight",
+    "triplet_weight", "compactness_weight", "margin",
+)  # fmt: skip
+_PICTURES_BYTES = 1 << 29  # of decoded pictures to teach on, at most
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,6 +117,23 @@ class UninformedStudentsConfig(Config):
             raise OptionError(
                 f"crop_low={self.crop_low} is above crop_high={self.crop_high}.",
                 hint="Both are multiples of the patch size.",
+            )
+        if self.teacher != "distill":
+            self.refuse_unused(_OF_LESSONS, f"teacher={self.teacher} is not taught")
+        if self.triplet_weight == 0:
+            self.refuse_unused(("margin",), "triplet_weight is 0, so there are no triplets")
+        self._require_crops()
+
+    def _require_crops(self) -> None:
+        """Raises OptionError for steps of the teachers that hold no whole number of crops."""
+        patches = self.crop_grid**2
+        least = 2 * patches if self.triplet_weight > 0 else patches
+        if self.teacher_batch % patches or self.teacher_batch < least:
+            reason = ", two crops for the triplets" if self.triplet_weight > 0 else ""
+            raise OptionError(
+                f"teacher_batch={self.teacher_batch} does not consist of crops of {patches} "
+                f"patches{reason}.",
+                hint=f"Use a multiple of {patches}, {least} or more.",
             )
 
     def lessons(self) -> Lessons:
@@ -212,6 +235,11 @@ class UninformedStudents(Detector):
             facts: dict[str, Any] = {"from": "random weights"}
         elif cfg.teacher == "distill":
             facts = self._distilled(networks, images, mine, run)
+        elif not Path(cfg.teacher).is_file():
+            raise OptionError(
+                f"teacher={cfg.teacher} is no file.",
+                hint="Choose distill or random, or the path of an .amiss of uninformed_students.",
+            )
         else:
             facts = teachers_in(Path(cfg.teacher), networks)
         ensemble.teachers.eval().requires_grad_(False)
@@ -228,15 +256,18 @@ class UninformedStudents(Detector):
             records = own + bundled
             said = f"{len(own)} training images and {len(bundled)} pictures of scikit-image"
         else:
-            records = pictures_in(Path(cfg.distill_data))
+            apart = np.setdiff1d(np.arange(len(images)), mine)
+            records = pictures_in(
+                Path(cfg.distill_data), without=[images.stream.records[i] for i in apart]
+            )
             said = f"{len(records)} pictures of {Path(cfg.distill_data).name}"
         run.say(f"teachers: distilled from {cfg.backbone} on {said}")
         job = {"stage": "teachers", "seed": run.seed, **cfg.as_dict()}
         job = {k: v for k, v in job.items() if k not in _OF_STUDENTS}
         job["weights_sha256"] = source.facts["weights_sha256"]
-        taught = teach(
-            networks, source, Pictures(records), cfg.lessons(), run.stage("teachers"), job
-        )
+        room = int(min(_PICTURES_BYTES, room_bytes(run)))
+        pictures = Pictures(records, images.stream.window, room)
+        taught = teach(networks, source, pictures, cfg.lessons(), run.stage("teachers"), job)
         return {
             "from": f"{cfg.backbone}, {source.facts['weights_origin']}",
             "source_weights_sha256": source.facts["weights_sha256"],
@@ -277,6 +308,8 @@ class UninformedStudents(Detector):
 
         def step(loop: Loop, batch: TaughtBatch) -> Losses:
             x = as_input(batch.images)
+            if batch.targets is None:
+                ensemble.teachers.to(loop.fabric.device)
             with torch.no_grad():
                 said = batch.targets or ensemble.taught(batch.images)
                 targets = [ensemble.scaled(level, y) for level, y in enumerate(said)]
@@ -290,12 +323,11 @@ class UninformedStudents(Detector):
                 reported[key] = reported.get(key, 0.0) + loss.detach() / cfg.students
             return reported
 
-        if not data.has_targets:
-            ensemble.teachers.to(run.device)
+        # How long the teachers took differs when they are read back after an interruption.
+        teacher = {k: v for k, v in self.facts["teacher"].items() if k != "seconds"}
         history = train(
             players, data, step, epochs=cfg.epochs, batch_size=cfg.batch_size, run=run,
-            job={**cfg.as_dict(), "seed": run.seed, "teacher": self.facts["teacher"]},
-            stage="students",
+            job={**cfg.as_dict(), "seed": run.seed, "teacher": teacher}, stage="students",
         )  # fmt: skip
         ensemble.cpu().requires_grad_(False)
         return history.facts()
@@ -329,9 +361,9 @@ class UninformedStudents(Detector):
     def forward(self, images: Tensor, roi: Tensor | None = None) -> Prediction[Tensor]:
         self.require_fitted()
         assert self.ensemble is not None and self.spread is not None
-        # One by one on a CPU: less memory, and no score depends on batch-mates in its last bit. An
-        # exported graph must not ask for the size of its batch.
-        if torch.compiler.is_compiling() or images.device.type != "cpu":
+        # One by one: less memory, and no score depends on batch-mates in its last bit. An exported
+        # graph must not ask for the size of its batch.
+        if torch.compiler.is_compiling():
             found = self.ensemble(images)
         else:
             found = torch.cat([self.ensemble(image) for image in images.split(1)])

@@ -228,6 +228,10 @@ class _Zoo:
 
     def load(self, state: Mapping[str, Tensor], origin: str) -> None:
         own = self.model.state_dict()
+        # A network cut open for its layers may call "features.0.weight" "features_0.weight".
+        flat = {key.replace(".", "_"): value for key, value in state.items()}
+        state = {k: state[k] if k in state else flat[k.replace(".", "_")]
+                 for k in own if k in state or k.replace(".", "_") in flat}  # fmt: skip
         missing = [k for k in own if k not in state]
         wrong = [k for k in own if k in state and state[k].shape != own[k].shape]
         if missing or wrong:
