@@ -1,7 +1,7 @@
 """Every method on the same files: quality, seconds, memory; one process per fit.
 
     python benchmarks/methods.py --data SET [SET ...] [--methods patchcore padim ...]
-        [--misalign] [--seeds 0 1 2] [--output FILE]
+        [--misalign] [--seeds 0 1 2] [--set NAME=VALUE ...] [--precision P] [--output FILE]
 
 A SET is anything `amiss fit` takes with labelled test images. With --misalign every image of a
 folder in the layout of MVTec AD, its mask alike, is first turned by up to 15 degrees and shifted by
@@ -46,6 +46,7 @@ def main() -> None:
     parser.add_argument("--limit-train", type=int, help="the first training images by name")
     parser.add_argument("--misalign", action="store_true")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
+    parser.add_argument("--precision", default="32-true", help="of methods that train")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--output", type=Path)
     options = parser.parse_args()
@@ -69,7 +70,7 @@ def compare(data: str, options: argparse.Namespace) -> dict[str, Any]:
         for seed in options.seeds:
             print(f"{method}, seed {seed} ...", file=sys.stderr, flush=True)
             task = {"data": data, "method": method, "seed": seed, "options": given,
-                    "limit": options.limit_train}  # fmt: skip
+                    "limit": options.limit_train, "precision": options.precision}  # fmt: skip
             runs.append(child(sys.executable, __file__, task, options.threads))
         numbers = [k for k, v in runs[0].items() if isinstance(v, int | float)]
         found[method] = {
@@ -102,7 +103,7 @@ def fit(task: dict[str, Any]) -> dict[str, Any]:
         records = tuple(r for r in dataset.records if r.split != "train" or r.path in kept)
         dataset = replace(dataset, records=records)
     start = time.perf_counter()
-    run = amiss.Run(seed=task["seed"])
+    run = amiss.Run(seed=task["seed"], precision=task["precision"])
     detector = kind(**options).fit(dataset, max_false_alarm=0.05, run=run)
     fitted = time.perf_counter()
     report = amiss.evaluate(detector, dataset)
@@ -124,6 +125,7 @@ def fit(task: dict[str, Any]) -> dict[str, Any]:
         "one_file_ms": statistics.median(milliseconds[2:]),
         "peak_mib": peak,
         "options": options,
+        "precision": task["precision"],
         "judged": len(report.judged),
         "versions": versions(*PACKAGES),
     }

@@ -11,6 +11,7 @@ from PIL import Image
 
 from amiss.data.images import read_image
 from amiss.data.tree import scan
+from amiss.data.window import Window
 from amiss.errors import DataError, MissingDependencyError
 from amiss.types import Record, UInt8
 
@@ -62,7 +63,10 @@ class Pictures:
     up to `room` bytes."""
 
     def __init__(
-        self, records: Sequence[Record], window: str | None = "percentile", room: int = 1 << 29
+        self,
+        records: Sequence[Record],
+        window: Window | str | None = "percentile",
+        room: int = 1 << 29,
     ) -> None:
         self.records, self.window, self.room = list(records), window, room
         self._kept: dict[int, Image.Image] = {}
@@ -72,8 +76,8 @@ class Pictures:
         """A square of picture `number`, brought to (side, side, 3) uint8.
 
         Its side in the picture lies between `low` and `high` pixels; where the picture is smaller
-        than `high`, between half of its shorter side (or `low`) and all of it. `dice`: three numbers in [0, 1)
-        that choose size, row and column.
+        than `high`, between half of its shorter side (or `low`) and all of it. `dice`: three
+        numbers in [0, 1) that choose size, row and column.
         """
         picture = self._picture(number)
         shorter = min(picture.size)

@@ -39,9 +39,10 @@ _GRAY = 0.1  # share of crops that lose their colour
 class Lessons:
     """How teachers are made.
 
-    `steps` of `batch_size` patches each, a multiple of `grid` squared; the weights of the three losses; `grid`: patches along
-    each side of a crop, 8 pixels apart (1: every patch from a crop of its own); the crop's side is
-    between `crop_low` and `crop_high` times the patch's before it is brought to that size.
+    `steps` of `batch_size` patches each, a multiple of `grid` squared; the weights of the three
+    losses; `grid`: patches along each side of a crop, 8 pixels apart (1: every patch from a crop of
+    its own); the crop's side is between `crop_low` and `crop_high` times the patch's before it is
+    brought to that size.
     """
 
     steps: int
