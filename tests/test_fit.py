@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import warnings
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+import amiss
 from amiss.data.index import index
 from amiss.data.stream import digest
 from amiss.errors import CalibrationWarning, DataError, ImageError, OptionError
@@ -145,3 +147,15 @@ def test_too_few_images_for_the_rate_are_said_in_python_too(
         warnings.simplefilter("error")
         PatchCore(**tiny).fit(normals, run=Run(say=said.append))  # type: ignore[arg-type]
     assert any("cannot support" in sentence for sentence in said)
+
+
+def test_a_method_that_holds_images_out_says_how_many_it_takes_in_all(normals: Path) -> None:
+    said: list[str] = []
+    options = {"teacher": "random", "image_size": (32, 32), "patch_sizes": (17,), "students": 1,
+               "stride": 8, "width": 0.02, "epochs": 1}  # fmt: skip
+    amiss.UninformedStudents(**options).fit(normals, max_false_alarm=0.05, run=Run(say=said.append))
+    count = len(list(normals.rglob("*.png")))
+    apart = count // 5
+    wanted = math.ceil(19 * count / apart)
+    assert any(f"{apart} of {count} normal images, held out; about {wanted} in all" in s
+               for s in said)  # fmt: skip

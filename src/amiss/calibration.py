@@ -284,10 +284,15 @@ def order(n: int, alpha: float) -> int:
 def too_few(n: int, alpha: float) -> str:
     """What to tell a user whose n normals cannot support alpha."""
     return (
-        f"{n} normal images cannot support a false-alarm rate of {alpha:g}: the smallest they "
-        f"support is {1 / (n + 1):.3g}, which is in force. For {alpha:g}, give at least "
-        f"{math.ceil(1 / alpha - 1e-9) - 1}."
+        f"{n} judged normal images cannot support a false-alarm rate of {alpha:g}: the smallest "
+        f"they support is {1 / (n + 1):.3g}, which is in force. For {alpha:g} it takes "
+        f"{enough(alpha)}."
     )
+
+
+def enough(alpha: float) -> int:
+    """The least number of scores that support alpha."""
+    return math.ceil(1 / alpha - 1e-9) - 1
 
 
 def check_rate(alpha: float) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import math
 import time
 from collections.abc import Sequence
 from datetime import UTC, datetime
@@ -10,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from amiss.calibration import calibrate, check_rate
+from amiss.calibration import calibrate, check_rate, enough
 from amiss.data.index import Dataset, Source, index
 from amiss.data.stream import ImageStream
 from amiss.errors import CalibrationWarning, DataError
@@ -87,10 +89,16 @@ def _learned(
     held_out = detector.learn(images, run)
     detector.eval()
     if len(held_out.scores):
-        detector.calibration = calibrate(
+        found = calibrate(
             held_out.scores, held_out.map_maxima, held_out.map_medians,
             max_false_alarm=max_false_alarm, how=held_out.how,
         )  # fmt: skip
+        judged = len(held_out.scores)
+        if found.notes and judged < len(images):  # the method learns from some and judges others
+            needed = math.ceil(enough(max_false_alarm) * len(images) / judged)
+            more = f"This method judges {held_out.how}; about {needed} in all would do."
+            found = dataclasses.replace(found, notes=(*found.notes, more))
+        detector.calibration = found
     detector.training_digests = images.digest_rows(len(images)).numpy()
     records = images.stream.records
     detector.training_facts = {

@@ -29,6 +29,7 @@ from torch.optim import Optimizer
 from amiss.errors import OptionError, TrainingError, naming_extra
 from amiss.learning.partial import Partial
 from amiss.learning.processes import rank_and_size
+from amiss.learning.step_memory import StepMemory
 from amiss.learning.training_images import Batches
 from amiss.run import Run
 from amiss.types import Int64
@@ -64,6 +65,7 @@ class Loop:
         self.networks: dict[str, Any] = {}
         self._optimizers: dict[str, Any] = {}
         self.step = 0
+        self.memory: StepMemory | None = None  # of the step that it is measured in
         for name, player in players.items():
             self.networks[name], self._optimizers[name] = fabric.setup(
                 player.network, player.optimizer
@@ -72,6 +74,8 @@ class Loop:
     def backward(self, loss: Tensor) -> None:
         """Add the gradients of a loss to those there are."""
         self.fabric.backward(loss)
+        if self.memory is not None:
+            self.memory.forget()
 
     def update(self, name: str) -> None:
         """One step of a player's optimizer, whose gradients are then forgotten."""
@@ -131,6 +135,7 @@ def train(  # noqa: PLR0913 - what learns, on what, how long, and the job
     Raises:
         OptionError: a batch of which not every process gets two images, or as many as the others.
         TrainingError: the losses of an epoch are not finite.
+        MemoryLimitError: a step on a CPU takes more memory than is granted.
     """
     rank, size = rank_and_size()
     n = len(data)
@@ -153,7 +158,9 @@ def train(  # noqa: PLR0913 - what learns, on what, how long, and the job
             epoch, place = divmod(loop.step, per_epoch)
             batch = _order(n, run.seed, epoch)[place * batch_size : (place + 1) * batch_size]
             torch.manual_seed(_seed_of(run.seed, loop.step, rank))
-            log.add(step(loop, loop.fabric.to_device(data.at(batch[rank::size]))))
+            given = loop.fabric.to_device(data.at(batch[rank::size]))
+            is_first = loop.step == first and run.device == "cpu"
+            log.add(_measured(step, loop, given, run, stage) if is_first else step(loop, given))
             loop.step += 1
             log.tell(loop.step)
             log.foretell(loop.step - first, total - loop.step, stage)
@@ -170,6 +177,18 @@ def train(  # noqa: PLR0913 - what learns, on what, how long, and the job
     seconds = time.perf_counter() - started
     pace = (loop.step - first) * batch_size / max(seconds, 1e-9)
     return History(log.epochs, loop.step, round(seconds, 3), round(pace, 2))
+
+
+def _measured(
+    step: Callable[[Loop, Given], Losses], loop: Loop, given: Given, run: Run, stage: str
+) -> Losses:
+    """A step that is stopped where it takes too much memory; says what it took."""
+    with StepMemory(run, stage) as memory:
+        loop.memory = memory
+        losses = step(loop, given)
+        loop.memory = None
+    run.say(f"memory: about {round(memory.peak_mib)} MiB at the peak of the {stage}")
+    return losses
 
 
 def _require_shares(batch_size: int, size: int, n: int) -> None:

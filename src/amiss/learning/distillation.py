@@ -19,8 +19,10 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from amiss.data.pictures import Pictures
-from amiss.errors import DataError, WeightsError
+from amiss.data.pictures import Pictures, bundled_pictures, pictures_in
+from amiss.errors import DataError, OptionError, WeightsError
+from amiss.learning.normals import Normals
+from amiss.learning.training_images import room_bytes
 from amiss.nn.backbone import FeatureExtractor
 from amiss.nn.losses import compactness_loss, distillation_loss, triplet_loss
 from amiss.nn.patch_network import PatchNetwork, as_input
@@ -32,6 +34,7 @@ _SOURCE_PX = 64  # the side that the source network sees a patch at; our choice
 _GRID_PX = 8  # between two patches of one crop
 _EPOCH = 100  # steps that losses are averaged over
 _NOISE = 0.1  # standard deviation added to the positive, of levels in [0, 1]
+_PICTURES_BYTES = 1 << 29  # of decoded pictures, at most
 _GRAY = 0.1  # share of crops that lose their colour
 
 
@@ -56,6 +59,34 @@ class Lessons:
     grid: int
     crop_low: float
     crop_high: float
+
+    def __post_init__(self) -> None:
+        patches = self.grid**2
+        least = 2 * patches if self.triplet_weight > 0 else patches
+        if self.batch_size % patches or self.batch_size < least:
+            reason = ", two crops for the triplets" if self.triplet_weight > 0 else ""
+            raise OptionError(
+                f"teacher_batch={self.batch_size} does not consist of crops of {patches} "
+                f"patches{reason}.",
+                hint=f"Use a multiple of {patches}, {least} or more.",
+            )
+
+
+def pictures_for(source: str, images: Normals, learned: Int64, run: Run) -> tuple[Pictures, str]:
+    """What teachers are taught on, and that in words: the pictures of a folder, but those that hold
+    the same as an image not `learned`; or with "auto" the learned images and scikit-image's."""
+    records = images.stream.records
+    own = [records[i] for i in learned]
+    if source == "auto":
+        bundled = bundled_pictures()
+        said = f"{len(own)} training images and {len(bundled)} pictures of scikit-image"
+        found = own + bundled
+    else:
+        apart = np.setdiff1d(np.arange(len(images)), learned)
+        found = pictures_in(Path(source), without=[records[i] for i in apart])
+        said = f"{len(found)} pictures of {Path(source).name}"
+    room = int(min(_PICTURES_BYTES, room_bytes(run)))
+    return Pictures(found, images.stream.window, room), said
 
 
 class Apprentice(nn.Module):

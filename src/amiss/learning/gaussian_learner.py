@@ -60,8 +60,12 @@ class GaussianLearner:
     move_roi: MoveRoi | None = None
 
     def learn_from(self, images: Normals, numbers: Int64, run: Run) -> GaussianGrid:
-        """The Gaussians of some images alone; who judges the others sees to that."""
+        """The Gaussians of some images alone; who judges the others sees to that.
+
+        Raises MemoryLimitError where they take more than is granted.
+        """
         dim, height, width = self.grid
+        self._require(self._passes_mib(len(numbers)), run)
         rois = RoiStore(len(images), images.stream.size)
         moments = Moments(height * width, dim)
         for chunk in self._passed(images, numbers[share(len(numbers))], rois, run):
@@ -94,20 +98,33 @@ class GaussianLearner:
         cells = height * width
         factor = cells * dim * dim * 4 / _MIB
         features = n * cells * dim * 4 / _MIB
-        # The moments in float64 and the factors of both kinds; features under way.
-        passes = resident_mib() + 5 * factor + 2 * features * min(1, _CHUNK / n) + 64
+        passes = self._passes_mib(n)
         whole = resident_mib() + factor + features + 96
         ceiling = ceiling_mib(run.max_memory_mib)
         fits = ceiling is None or whole <= ceiling
-        if not fits and ceiling is not None and passes > ceiling:
-            raise MemoryLimitError(
-                f"{cells} Gaussians of {dim} dimensions take about {round(min(passes, whole))} MiB,"
-                f" and {round(ceiling)} MiB are granted.",
-                hint="Lower dim or image_size, or raise max_memory.",
-            )
+        if not fits:
+            self._require(min(passes, whole), run)
         how = "all features at once" if fits else "two passes over the images"
         run.say(f"memory: about {round(whole if fits else passes)} MiB at the peak, {how}")
         return fits
+
+    def _passes_mib(self, n: int) -> float:
+        """The peak of a pass over n images."""
+        dim, height, width = self.grid
+        factor = height * width * dim * dim * 4 / _MIB
+        features = n * height * width * dim * 4 / _MIB
+        # The moments in float64 and the factors of both kinds; features under way.
+        return resident_mib() + 5 * factor + 2 * features * min(1, _CHUNK / n) + 64
+
+    def _require(self, need_mib: float, run: Run) -> None:
+        ceiling = ceiling_mib(run.max_memory_mib)
+        if ceiling is not None and need_mib > ceiling:
+            dim, height, width = self.grid
+            raise MemoryLimitError(
+                f"{height * width} Gaussians of {dim} dimensions take about {round(need_mib)} MiB, "
+                f"and {round(ceiling)} MiB are granted.",
+                hint="Lower dim or image_size, or raise max_memory.",
+            )
 
     def _learn_at_once(
         self, images: Normals, rois: RoiStore, run: Run

@@ -15,14 +15,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from amiss.data.pictures import Pictures, bundled_pictures, pictures_in
 from amiss.errors import DataError, OptionError
-from amiss.learning.distillation import Lessons, teach, teachers_in
+from amiss.learning.distillation import Lessons, pictures_for, teach, teachers_in
 from amiss.learning.embedding import embedded
 from amiss.learning.held_out import HeldOut, draw_held_out, judge_held_out, told_held_out
 from amiss.learning.normals import Normals
 from amiss.learning.spread import spread, spreads_without, sums
-from amiss.learning.training_images import TaughtBatch, TaughtImages, room_bytes
+from amiss.learning.training_images import TaughtBatch, TaughtImages
 from amiss.methods.base import Detector
 from amiss.nn.backbone import DEFAULT_BACKBONE, FeatureExtractor
 from amiss.nn.blur import MapUpsampler
@@ -40,7 +39,6 @@ _OF_LESSONS = (
     "teacher_learning_rate", "crop_grid", "crop_low", "crop_high", "distill_weight",
     "triplet_weight", "compactness_weight", "margin",
 )  # fmt: skip
-_PICTURES_BYTES = 1 << 29  # of decoded pictures to teach on, at most
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,19 +120,7 @@ class UninformedStudentsConfig(Config):
             self.refuse_unused(_OF_LESSONS, f"teacher={self.teacher} is not taught")
         if self.triplet_weight == 0:
             self.refuse_unused(("margin",), "triplet_weight is 0, so there are no triplets")
-        self._require_crops()
-
-    def _require_crops(self) -> None:
-        """Raises OptionError for steps of the teachers that hold no whole number of crops."""
-        patches = self.crop_grid**2
-        least = 2 * patches if self.triplet_weight > 0 else patches
-        if self.teacher_batch % patches or self.teacher_batch < least:
-            reason = ", two crops for the triplets" if self.triplet_weight > 0 else ""
-            raise OptionError(
-                f"teacher_batch={self.teacher_batch} does not consist of crops of {patches} "
-                f"patches{reason}.",
-                hint=f"Use a multiple of {patches}, {least} or more.",
-            )
+        self.lessons()  # refuses what does not go together there
 
     def lessons(self) -> Lessons:
         """How the teachers are taught."""
@@ -250,23 +236,11 @@ class UninformedStudents(Detector):
     ) -> dict[str, Any]:
         cfg = self.config
         source = FeatureExtractor(cfg.backbone, ("32",), weights=cfg.weights, seed=run.seed)
-        if cfg.distill_data == "auto":
-            own = [images.stream.records[i] for i in mine]
-            bundled = bundled_pictures()
-            records = own + bundled
-            said = f"{len(own)} training images and {len(bundled)} pictures of scikit-image"
-        else:
-            apart = np.setdiff1d(np.arange(len(images)), mine)
-            records = pictures_in(
-                Path(cfg.distill_data), without=[images.stream.records[i] for i in apart]
-            )
-            said = f"{len(records)} pictures of {Path(cfg.distill_data).name}"
+        pictures, said = pictures_for(cfg.distill_data, images, mine, run)
         run.say(f"teachers: distilled from {cfg.backbone} on {said}")
         job = {"stage": "teachers", "seed": run.seed, **cfg.as_dict()}
         job = {k: v for k, v in job.items() if k not in _OF_STUDENTS}
         job["weights_sha256"] = source.facts["weights_sha256"]
-        room = int(min(_PICTURES_BYTES, room_bytes(run)))
-        pictures = Pictures(records, images.stream.window, room)
         taught = teach(networks, source, pictures, cfg.lessons(), run.stage("teachers"), job)
         return {
             "from": f"{cfg.backbone}, {source.facts['weights_origin']}",
