@@ -86,7 +86,9 @@ def test_too_few_normals_give_the_least_rate_and_say_so() -> None:
     assert calibration.alpha == pytest.approx(1 / 21)
     assert calibration.max_false_alarm == 0.01
     (note,) = calibration.notes
-    assert "20 judged normal images" in note and "0.01" in note and "0.0476" in note and "99" in note
+    assert (
+        "20 judged normal images" in note and "0.01" in note and "0.0476" in note and "99" in note
+    )
     assert not made(range(99), 0.01).notes  # as many as the note asked for
 
 

@@ -67,7 +67,10 @@ def test_triplets_of_one_picture_are_refused(tmp_path: Path) -> None:
 
 def test_a_crop_holds_its_patches_and_what_a_positive_moves_by() -> None:
     assert crop_side(17, Lessons(**LESSONS)) == 17 + 2 * 4
-    assert crop_side(33, Lessons(**LESSONS | {"triplet_weight": 0.0, "grid": 3})) == 33 + 16
+    assert (
+        crop_side(33, Lessons(**LESSONS | {"triplet_weight": 0.0, "grid": 3, "batch_size": 9}))
+        == 33 + 16
+    )
     crops = torch.arange(25 * 25).view(1, 1, 25, 25).expand(2, 3, 25, 25)
     patches = patches_of(crops, 17)
     assert patches.shape == (8, 3, 17, 17)
