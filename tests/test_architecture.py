@@ -199,6 +199,7 @@ def test_the_public_names_are_exactly_these() -> None:
         "FYD",
         "MKD",
         "SPADE",
+        "GANomaly",
         "ImageResult",
         "PaDiM",
         "PatchCore",

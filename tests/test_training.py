@@ -20,7 +20,7 @@ from amiss.data.stream import ImageStream
 from amiss.errors import MissingDependencyError, OptionError, TrainingError
 from amiss.learning import training_images
 from amiss.learning.normals import Normals
-from amiss.learning.training_images import TrainingImages
+from amiss.learning.training_images import ImageBatch, TrainingImages
 from amiss.run import Run
 from amiss.training import Loop, Player, require_device, train
 
@@ -32,8 +32,8 @@ def network(seed: int = 0) -> nn.Module:
     )
 
 
-def step(loop: Loop, x: Tensor) -> dict[str, Tensor]:
-    images = x.float() / 255
+def step(loop: Loop, batch: ImageBatch) -> dict[str, Tensor]:
+    images = batch.images.float() / 255
     noisy = images + 0.1 * torch.rand_like(images)  # of the global generator, on purpose
     loss = (loop.networks["net"](noisy) - images[:, :, 2:-2, 2:-2]).square().mean()
     loop.backward(loss)
@@ -52,7 +52,7 @@ def learned(
     net = network()
     player = Player(net, torch.optim.Adam(net.parameters(), lr=1e-2), clip_norm=1.0)
 
-    def watched(loop: Loop, x: Tensor) -> dict[str, Tensor]:
+    def watched(loop: Loop, x: ImageBatch) -> dict[str, Tensor]:
         if on_step is not None:
             on_step(loop.step, x)
         return step(loop, x)
@@ -87,14 +87,14 @@ def test_the_loss_falls_and_is_reported(images: Normals) -> None:
 def test_every_epoch_goes_over_the_images_in_another_order(images: Normals) -> None:
     seen: dict[int, list[float]] = {}
     learned(images, on_step=lambda s, x: seen.setdefault(s // 3, []).extend(
-        x.double().flatten(1).std(1).tolist()))  # fmt: skip
+        x.images.double().flatten(1).std(1).tolist()))  # fmt: skip
     assert len(seen) == 4 and all(len(set(v)) == 12 for v in seen.values())
     assert sorted(seen[0]) == sorted(seen[1]) and seen[0] != seen[1]
 
 
 def test_the_rest_that_fills_no_batch_waits_for_another_epoch(images: Normals) -> None:
     sizes: list[int] = []
-    _, history = learned(images, batch_size=5, on_step=lambda _, x: sizes.append(len(x)))
+    _, history = learned(images, batch_size=5, on_step=lambda _, x: sizes.append(len(x.images)))
     assert sizes == [5] * 8 and history.steps == 8
     _, few = learned(images, batch_size=100)
     assert few.steps == 4

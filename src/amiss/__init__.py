@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from amiss.evaluation import evaluate
     from amiss.frames import predict_frames
     from amiss.methods.fyd import FYD
+    from amiss.methods.ganomaly import GANomaly
     from amiss.methods.mkd import MKD
     from amiss.methods.padim import PaDiM
     from amiss.methods.patchcore import PatchCore
@@ -33,6 +34,7 @@ __all__ = [
     "FYD",
     "MKD",
     "SPADE",
+    "GANomaly",
     "ImageResult",
     "PaDiM",
     "PatchCore",
@@ -53,6 +55,7 @@ _PLACES = {
     "FYD": "amiss.methods.fyd",
     "MKD": "amiss.methods.mkd",
     "SPADE": "amiss.methods.spade",
+    "GANomaly": "amiss.methods.ganomaly",
     "ImageResult": "amiss.types",
     "PaDiM": "amiss.methods.padim",
     "PatchCore": "amiss.methods.patchcore",

@@ -17,7 +17,8 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple, Self, TypeVar
 
@@ -87,6 +88,18 @@ class Loop:
             )
         optimizer.step()
         optimizer.zero_grad()
+
+    @contextmanager
+    def frozen(self, name: str) -> Iterator[nn.Module]:
+        """A player's network that gradients pass through and that does not learn from them: a
+        discriminator while its generator learns."""
+        network = self.players[name].network
+        network.requires_grad_(False)
+        try:
+            with self.fabric.autocast():
+                yield network
+        finally:
+            network.requires_grad_(True)
 
 
 @dataclass(frozen=True)

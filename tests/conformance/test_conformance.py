@@ -35,6 +35,15 @@ TINY_BACKBONE: dict[str, Any] = {
 }
 QUICK: dict[str, dict[str, Any]] = {
     "fyd": {**TINY_BACKBONE, "dim": 20, "head_dim": 16, "epochs": 2, "batch_size": 4},
+    "ganomaly": {
+        "image_size": (48, 64),
+        "width": 8,
+        "latent_dim": 8,
+        "epochs": 60,
+        "batch_size": 4,
+        "learning_rate": 5e-3,
+        "enc_weight": 1000.0,  # of eight images codes are learned by heart before they agree
+    },
     "mkd": {
         "backbone": "test_efficientnet",
         "weights": "random",

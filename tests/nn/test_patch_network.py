@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from amiss.nn.patch_network import LAYERS, STRIDES, PatchNetwork, as_input
+from amiss.nn.levels import as_input
+from amiss.nn.patch_network import LAYERS, STRIDES, PatchNetwork
 
 CHAINS = {  # the sides of the activations, layer by layer
     17: [17, 12, 8, 4, 1],

@@ -24,8 +24,9 @@ from amiss.errors import DataError, OptionError, WeightsError
 from amiss.learning.normals import Normals
 from amiss.learning.training_images import room_bytes
 from amiss.nn.backbone import FeatureExtractor
+from amiss.nn.levels import as_input
 from amiss.nn.losses import compactness_loss, distillation_loss, triplet_loss
-from amiss.nn.patch_network import PatchNetwork, as_input
+from amiss.nn.patch_network import PatchNetwork
 from amiss.run import Run
 from amiss.training import Loop, Losses, Player, train
 from amiss.types import Int64, Record

@@ -62,22 +62,31 @@ class _SomeImages:
         return self.images.reading()
 
 
+class ImageBatch(NamedTuple):
+    """`images` (b, 3, H, W) uint8; `rois` (b, H, W) bool, or None for everywhere."""
+
+    images: Tensor
+    rois: Tensor | None
+
+
 class TrainingImages(_SomeImages):
-    """Some images of a set, by number: decoded once and kept where there is room, else read anew
-    for every batch."""
+    """Some images of a set, by number, with their regions of interest: decoded once and kept where
+    there is room, else read anew for every batch."""
 
     def __init__(self, images: Normals, numbers: Int64, run: Run) -> None:
         super().__init__(images, numbers, run)
         height, width = images.stream.size
-        self.kept: Tensor | None = None
-        if _has_room(len(numbers) * height * width * 3, run):
-            self.kept = _read(images, numbers, run)[0]
+        self.kept: ImageBatch | None = None
+        if _has_room(len(numbers) * height * width * 4, run):
+            self.kept = _read(images, numbers, run)
 
-    def at(self, places: Int64) -> Tensor:
-        """(b, 3, H, W) uint8, of the places in this row of images."""
-        if self.kept is not None:
-            return self.kept[torch.from_numpy(places)]
-        return _read(self.images, self.numbers[places], self.run)[0]
+    def at(self, places: Int64) -> ImageBatch:
+        """Those at `places` of this row of images."""
+        if self.kept is None:
+            return _read(self.images, self.numbers[places], self.run)
+        x, rois = self.kept
+        rows = torch.from_numpy(places)
+        return ImageBatch(x[rows], None if rois is None else rois[rows])
 
 
 class TaughtBatch(NamedTuple):
@@ -97,7 +106,7 @@ class TaughtImages(_SomeImages):
         height, width = images.stream.size
         self.kept: tuple[Tensor, Tensor | None, tuple[Tensor, ...]] | None = None
         with torch.inference_mode():
-            first = teach(_read(images, numbers[:1], run)[0])
+            first = teach(_read(images, numbers[:1], run).images)
         per_image = height * width * 4 + sum(4 * target[0].numel() for target in first)
         if _has_room(len(numbers) * per_image, run):
             x, rois = _read(images, numbers, run)
@@ -142,8 +151,8 @@ def room_bytes(run: Run) -> float:
     return max(0.0, _SHARE * ceiling - resident_mib()) * (1 << 20)
 
 
-def _read(images: Normals, numbers: Int64, run: Run) -> tuple[Tensor, Tensor | None]:
-    """(b, 3, H, W) uint8 and (b, H, W) bool or None, in the order of `numbers`."""
+def _read(images: Normals, numbers: Int64, run: Run) -> ImageBatch:
+    """The images in the order of `numbers`."""
     height, width = images.stream.size
     found = torch.empty(len(numbers), 3, height, width, dtype=torch.uint8)
     rois: Tensor | None = None
@@ -156,4 +165,4 @@ def _read(images: Normals, numbers: Int64, run: Run) -> tuple[Tensor, Tensor | N
                 rois = torch.ones(len(numbers), height, width, dtype=torch.bool)
             rois[done : done + len(x)] = roi
         done += len(x)
-    return found, rois
+    return ImageBatch(found, rois)

@@ -18,6 +18,7 @@ METHODS = {
     "fyd": "amiss.methods.fyd:FYD",
     "uninformed_students": "amiss.methods.uninformed_students:UninformedStudents",
     "mkd": "amiss.methods.mkd:MKD",
+    "ganomaly": "amiss.methods.ganomaly:GANomaly",
 }
 
 
@@ -50,6 +51,7 @@ ABOUT = {
         "exported graph runs forwards only",
         False,
     ),
+    "ganomaly": About("Akcay et al., ACCV 2018, arXiv 1805.06725", True, True, False),
 }
 
 

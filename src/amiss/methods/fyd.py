@@ -20,7 +20,7 @@ from amiss.errors import DataError, OptionError, TrainingWarning
 from amiss.learning.gaussian_learner import GaussianLearner
 from amiss.learning.held_out import HeldOut, draw_held_out, score_held_out, told_held_out
 from amiss.learning.normals import Normals
-from amiss.learning.training_images import TrainingImages
+from amiss.learning.training_images import ImageBatch, TrainingImages
 from amiss.methods.base import Detector
 from amiss.nn.alignment import AlignmentNetwork, move_back, move_mask
 from amiss.nn.backbone import DEFAULT_BACKBONE, FeatureExtractor
@@ -200,7 +200,8 @@ class FYD(Detector):
         learning = [p for p in network.parameters() if p.requires_grad]
         player = Player(network, torch.optim.Adam(learning, lr=cfg.learning_rate), clip_norm=1.0)
 
-        def step(loop: Loop, x: Tensor) -> Losses:
+        def step(loop: Loop, batch: ImageBatch) -> Losses:
+            x = batch.images
             reported: dict[str, Tensor] = {}
             count = max(1, min(cfg.parts, len(x) // 2))
             parts = [x[i::count] for i in range(count)]  # as processes share a batch

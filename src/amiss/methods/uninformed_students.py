@@ -25,7 +25,8 @@ from amiss.learning.training_images import TaughtBatch, TaughtImages
 from amiss.methods.base import Detector
 from amiss.nn.backbone import DEFAULT_BACKBONE, FeatureExtractor
 from amiss.nn.blur import MapUpsampler
-from amiss.nn.patch_network import LAYERS, STRIDES, PatchNetwork, as_input
+from amiss.nn.levels import as_input
+from amiss.nn.patch_network import LAYERS, STRIDES, PatchNetwork
 from amiss.nn.roi import roi_cells
 from amiss.nn.student_ensemble import StudentEnsemble, regression_loss
 from amiss.options import Config, option

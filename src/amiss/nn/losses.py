@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 _LEAST = 1e-12
 
@@ -64,3 +65,28 @@ def direction_loss(source: Tensor, cloner: Tensor, inside: Tensor | None = None)
     norms = source.square().sum((1, 2, 3)) * cloner.square().sum((1, 2, 3))
     # The root of a product that may be 0 has no gradient there.
     return 1 - dot / norms.clamp_min(_LEAST).sqrt()
+
+
+def discriminator_loss(real: Tensor, fake: Tensor) -> Tensor:
+    """-E log D(x) - E log(1 - D(G(z))), of logits (B, ...) -> ().
+
+    Goodfellow et al., "Generative Adversarial Nets", NeurIPS 2014; half of it descends as well.
+    """
+    return F.softplus(-real.float()).mean() + F.softplus(fake.float()).mean()
+
+
+def generator_loss(fake: Tensor, kind: str = "nonsaturating") -> Tensor:
+    """What the generator descends, of logits (B, ...) -> (): -E log D(G(z)), or with `kind`
+    "minimax" E log(1 - D(G(z)))."""
+    if kind == "minimax":
+        return -F.softplus(fake.float()).mean()
+    return F.softplus(-fake.float()).mean()
+
+
+def norms(x: Tensor, order: int) -> Tensor:
+    """||x||_1 or ||x||_2 of each image: (B, ...) -> (B,)."""
+    flat = x.float().flatten(1)
+    if order == 1:
+        return flat.abs().sum(1)
+    # The root has no slope at 0.
+    return flat.square().sum(1).clamp_min(_LEAST).sqrt()

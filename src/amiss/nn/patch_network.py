@@ -105,9 +105,3 @@ class PatchNetwork(nn.Module):
 
 def _pools(patch_size: int) -> int:
     return sum(layer is None for layer in LAYERS[patch_size])
-
-
-def as_input(images: Tensor) -> Tensor:
-    """(B, 3, H, W) uint8 levels -> float32 in [-1, 1], channels last."""
-    x = images.to(torch.float32, memory_format=torch.channels_last)
-    return x / 127.5 - 1.0

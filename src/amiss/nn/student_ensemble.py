@@ -11,7 +11,8 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from amiss.nn.patch_network import PatchNetwork, as_input
+from amiss.nn.levels import as_input
+from amiss.nn.patch_network import PatchNetwork
 
 
 class StudentEnsemble(nn.Module):
