@@ -159,3 +159,11 @@ def test_a_method_that_holds_images_out_says_how_many_it_takes_in_all(normals: P
     wanted = math.ceil(19 * count / apart)
     assert any(f"{apart} of {count} normal images, held out; about {wanted} in all" in s
                for s in said)  # fmt: skip
+
+
+@pytest.mark.parametrize("given", [{"device": "cuda"}, {"precision": "bf16-mixed"}])
+def test_what_only_a_training_has_use_for_is_refused(
+    tiny: dict[str, Any], normals: Path, given: dict[str, Any]
+) -> None:
+    with pytest.raises(OptionError, match="patchcore does not train by gradients"):
+        PatchCore(**tiny).fit(normals, run=Run(**given))

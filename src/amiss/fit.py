@@ -15,7 +15,7 @@ import numpy as np
 from amiss.calibration import calibrate, check_rate, enough
 from amiss.data.index import Dataset, Source, index
 from amiss.data.stream import ImageStream
-from amiss.errors import CalibrationWarning, DataError
+from amiss.errors import CalibrationWarning, DataError, OptionError
 from amiss.learning.held_out import HeldOut
 from amiss.learning.normals import Normals, fingerprint
 from amiss.learning.processes import join_others
@@ -53,6 +53,7 @@ def fit(
     """
     run = run or Run()
     check_rate(max_false_alarm)
+    _require_use(detector, run)
     join_others()
     dataset = data if isinstance(data, Dataset) else index(data)
     records = dataset.train
@@ -80,6 +81,20 @@ def fit(
     for note in (_NO_THRESHOLD,) if calibration is None else calibration.notes:
         warn(run, note, CalibrationWarning)
     return detector
+
+
+def _require_use(detector: Detector, run: Run) -> None:
+    """Raises OptionError for what only a training has use for."""
+    plain = Run()
+    if detector.trains:
+        return
+    for name in ("device", "precision", "log"):
+        if getattr(run, name) != getattr(plain, name):
+            raise OptionError(
+                f"{name}={getattr(run, name)} has no effect: {detector.id} does not train by "
+                "gradients.",
+                hint=f"Leave {name} out.",
+            )
 
 
 def _learned(

@@ -187,6 +187,14 @@ def test_only_alike_parts_can_be_merged(normals: Path) -> None:
         detector.merge(PaDiM(**TINY))
 
 
+def test_only_detectors_can_be_merged(normals: Path) -> None:
+    one = PaDiM(**TINY).fit(normals, max_false_alarm=0.4)
+    with pytest.raises(OptionError, match="was given nothing"):
+        one.merge()
+    with pytest.raises(OptionError, match="was given str"):
+        one.merge("other.amiss")  # type: ignore[arg-type]
+
+
 def test_parts_with_images_in_common_cannot_be_merged(normals: Path) -> None:
     records = index(normals).train
     parts = [PaDiM(**TINY).fit(some, max_false_alarm=0.5) for some in (records[:6], records[5:])]

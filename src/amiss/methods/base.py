@@ -1,4 +1,4 @@
-"""`Detector`: what every method is, and `Normals`, what it learns from."""
+"""`Detector`: what every method is."""
 
 from __future__ import annotations
 
@@ -37,6 +37,7 @@ class Detector(nn.Module, ABC):
     localizes: ClassVar[bool]
     exportable: ClassVar[bool | str]  # True, or the reason why not
     learns_from_anomalies: ClassVar[bool]
+    trains: ClassVar[bool] = False  # by gradients: on a device, in a precision, with a log
     config_type: ClassVar[type[Config]]
 
     def __init__(self, config: Config) -> None:

@@ -69,7 +69,10 @@ class FYDConfig(Config):
     )
     head_dim: int = option(256, "channels of projector and predictor", low=8, high=4096)
     epochs: int = option(
-        12, "passes over the training images; 0 trains nothing", low=0, high=10_000
+        12,
+        "passes over the training images, each of whole batches; 0 trains nothing",
+        low=0,
+        high=10_000,
     )
     batch_size: int = option(16, "images of a step", low=2, high=4096)
     parts: int = option(
@@ -100,6 +103,7 @@ class FYD(Detector):
     localizes: ClassVar[bool] = True
     exportable: ClassVar[bool | str] = True
     learns_from_anomalies: ClassVar[bool] = False
+    trains: ClassVar[bool] = True
     config_type: ClassVar[type[Config]] = FYDConfig
     config: FYDConfig
 

@@ -53,7 +53,12 @@ class GANomalyConfig(Config):
     extra_layers: int = option(
         0, "further 3 x 3 layers of encoders and decoder", low=0, high=8, paper="0"
     )
-    epochs: int = option(15, "passes over the training images; the code: 15", low=1, high=100_000)
+    epochs: int = option(
+        15,
+        "passes over the training images, each of whole batches; the code: 15",
+        low=1,
+        high=100_000,
+    )
     batch_size: int = option(64, "images of a step; the code: 64", low=2, high=4096)
     learning_rate: float = option(2e-4, "of Adam; the code: 2e-4", low=1e-7, high=1)
     adv_weight: float = option(1.0, "of L_adv", low=0, high=1e6, paper="1")
@@ -111,6 +116,7 @@ class GANomaly(Detector):
     localizes: ClassVar[bool] = True
     exportable: ClassVar[bool | str] = True
     learns_from_anomalies: ClassVar[bool] = False
+    trains: ClassVar[bool] = True
     config_type: ClassVar[type[Config]] = GANomalyConfig
     config: GANomalyConfig
 

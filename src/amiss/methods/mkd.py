@@ -59,7 +59,9 @@ class MKDConfig(Config):
         choices=("weights", "imagenet", "none"),
         paper="none",
     )
-    epochs: int = option(200, "passes over the training images", low=1, high=100_000)
+    epochs: int = option(
+        200, "passes over the training images, each of whole batches", low=1, high=100_000
+    )
     batch_size: int = option(64, "images of a step", low=2, high=4096)
     learning_rate: float = option(1e-3, "of Adam", low=1e-7, high=1)
     value_weight: float = option(
@@ -113,6 +115,7 @@ class MKD(Detector):
     localizes: ClassVar[bool] = True
     exportable: ClassVar[bool | str] = _ON_THE_SPOT
     learns_from_anomalies: ClassVar[bool] = False
+    trains: ClassVar[bool] = True
     config_type: ClassVar[type[Config]] = MKDConfig
     config: MKDConfig
 

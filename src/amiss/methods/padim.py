@@ -238,9 +238,16 @@ class PaDiM(Detector):
 
         Raises:
             NotFittedError: one of them has learned nothing.
-            OptionError: other options, backbone weights, channels, region of interest or intensity
-                window; images in common; or too small an epsilon.
+            OptionError: nothing, or no PaDiM, to merge with; other options, backbone weights,
+                channels, region of interest or intensity window; images in common; or too small an
+                epsilon.
         """
+        strange = [type(part).__name__ for part in others if not isinstance(part, PaDiM)]
+        if strange or not others:
+            raise OptionError(
+                f"PaDiM.merge was given {', '.join(strange) or 'nothing'}.",
+                hint="Give other fitted PaDiM detectors: first.merge(second, third).",
+            )
         for part in (self, *others):
             part.require_fitted()
         made = self.blank()

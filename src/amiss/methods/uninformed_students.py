@@ -145,6 +145,7 @@ class UninformedStudents(Detector):
     localizes: ClassVar[bool] = True
     exportable: ClassVar[bool | str] = True
     learns_from_anomalies: ClassVar[bool] = False
+    trains: ClassVar[bool] = True
     config_type: ClassVar[type[Config]] = UninformedStudentsConfig
     config: UninformedStudentsConfig
 
