@@ -233,6 +233,18 @@ def test_predict_ends_with_3_on_an_anomaly_only_when_asked(
     assert amiss(capsys, "predict", artifact, normal, "--fail-on-anomaly").status == 0
 
 
+def test_predict_judges_no_masks_of_a_folder(
+    artifact: Path, labelled: Path, capsys: Capture
+) -> None:
+    told = amiss(capsys, "predict", artifact, labelled, "--json")
+    paths = [Path(row["path"]) for row in told.json["results"]]
+    masks = list((labelled / "ground_truth").rglob("*.png"))
+    assert masks and not set(paths) & set(masks)
+    assert f"{len(masks)} masks in {labelled} are not judged" in told.err
+    alone = amiss(capsys, "predict", artifact, labelled / "ground_truth", "--json")
+    assert len(alone.json["results"]) == len(masks)  # whoever names them means them
+
+
 def test_predict_takes_a_list_on_stdin(
     artifact: Path, labelled: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -9,6 +9,8 @@ from contextlib import closing
 from itertools import islice
 from pathlib import Path
 
+from amiss.console import say
+from amiss.data.tree import MASK_FOLDERS
 from amiss.errors import DataError, ImageError
 from amiss.frames import Frame, FrameQueue, judge_frames
 from amiss.predict import BATCH, predict_records
@@ -75,9 +77,22 @@ def _listed(arguments: Sequence[str]) -> list[Path]:
         if argument == "-":
             paths += [Path(line.strip()) for line in sys.stdin if line.strip()]
         elif Path(argument).is_dir():
-            paths += image_files(Path(argument))
+            paths += _images_of(Path(argument))
         else:
             paths.append(Path(argument))
     if not paths:
         raise DataError("No image was named.", hint="Name files or folders, or pipe a list to -.")
     return paths
+
+
+def _images_of(folder: Path) -> list[Path]:
+    """The images of a folder, without the masks that lie in folders of their own beside them."""
+    found = image_files(folder)
+    images = [path for path in found if not _is_mask(path.relative_to(folder))]
+    if images and len(images) < len(found):
+        say(f"{len(found) - len(images)} masks in {folder} are not judged.")
+    return images or found
+
+
+def _is_mask(path: Path) -> bool:
+    return any(part.lower() in MASK_FOLDERS for part in path.parts[:-1])
