@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -90,3 +92,21 @@ def norms(x: Tensor, order: int) -> Tensor:
         return flat.abs().sum(1)
     # The root has no slope at 0.
     return flat.square().sum(1).clamp_min(_LEAST).sqrt()
+
+
+def gradient_penalty(
+    critic: Callable[[Tensor], Tensor], real: Tensor, fake: Tensor, kind: str = "two_sided"
+) -> Tensor:
+    """E (||grad D(xh)||_2 - 1)^2 at xh = eps x + (1 - eps) G(z), one eps of U(0, 1) per image.
+
+    real, fake (B, C, H, W) -> (). `kind` "one_sided" counts only what is above 1. No gradient
+    reaches whoever made `fake`. Gulrajani et al., NeurIPS 2017, equation 3.
+    """
+    real, fake = real.detach().float(), fake.detach().float()
+    eps = torch.rand(len(real), *[1] * (real.dim() - 1), device=real.device)
+    between = (eps * real + (1 - eps) * fake).requires_grad_()
+    (slope,) = torch.autograd.grad(critic(between).sum(), between, create_graph=True)
+    above = norms(slope, 2) - 1
+    if kind == "one_sided":
+        above = above.clamp_min(0)
+    return above.square().mean()
