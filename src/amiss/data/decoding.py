@@ -16,6 +16,7 @@ from PIL.PpmImagePlugin import PpmImageFile
 from PIL.TiffImagePlugin import TiffImageFile
 from PIL.WebPImagePlugin import WebPImageFile
 
+from amiss.data.array_files import bytes_in_array
 from amiss.errors import ImageError
 
 MAX_PIXELS = 100_000_000
@@ -23,9 +24,13 @@ _PILLOW = re.compile(r"PIL\.")  # the modules whose warnings are silenced
 
 
 def read_bytes(path: str | Path) -> bytes:
-    """The content of an image file. Raises ImageError when it is missing, empty or unreadable."""
+    """The content of an image file, which may lie in an array of many.
+
+    Raises ImageError when it is missing, empty or unreadable.
+    """
     try:
-        data = Path(path).read_bytes()
+        in_array = bytes_in_array(Path(path))
+        data = Path(path).read_bytes() if in_array is None else in_array
     except FileNotFoundError:
         raise ImageError(f"{path}: there is no such file.", reason="missing") from None
     except (OSError, ValueError) as error:

@@ -22,6 +22,7 @@ from amiss.data.layouts import (
     read_two_folders,
     read_yes_no,
 )
+from amiss.data.protocols import asked_protocol, read_protocol
 from amiss.data.public_sets import (
     elpv_package,
     read_aitex,
@@ -161,9 +162,10 @@ def index(
 ) -> Dataset:
     """Find the images of a set, their labels, masks and splits. No image is decoded.
 
-    `source` is a folder; a CSV or JSONL file; "elpv", "elpv:mono" or "elpv:poly" for the cells of
-    the package `elpv-dataset`; or a list of records or paths (paths are all normal). The layout is
-    recognised on sight unless `layout` names one of `LAYOUTS`. `mask_dir` is a folder of masks
+    `source` is a folder; a CSV or JSONL file; a protocol over a set of classes, such as
+    "one_class:3:FOLDER" (see `amiss.data.protocols`); "elpv", "elpv:mono" or "elpv:poly" for the
+    cells of the package `elpv-dataset`; or a list of records or paths (paths are all normal). The
+    layout is recognised on sight unless `layout` names one of `LAYOUTS`. `mask_dir` is a folder of masks
     outside the set.
 
     Where the set has normal and anomalous images but no split, `test_fraction` of the normals and
@@ -225,6 +227,13 @@ def _from_list(source: Sequence[Any]) -> Found:
 
 def _from_path(source: str | Path, layout: str | None, choices: Choices) -> tuple[Path, str, Found]:
     """(root, name, what was found) of a folder, a table or a set that is known by name."""
+    asked = asked_protocol(str(source))
+    if asked is not None:
+        if layout is not None:
+            raise OptionError(f'layout "{layout}" is for folders, and {source} names a protocol.')
+        title = f"{asked.folder.resolve().name} {asked.protocol} {asked.label}"
+        title += f" seed {asked.seed}" if asked.seed else ""
+        return asked.folder, title, Found(asked.protocol, read_protocol(asked))
     path = Path(source)
     name, _, part = str(source).partition(":")
     if name.lower() == "elpv" and not path.exists():

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from amiss.data.decoding import read_bytes
 from amiss.data.images import read_image
 from amiss.data.tree import scan
 from amiss.data.window import Window
@@ -42,8 +43,8 @@ def bundled_pictures() -> list[Record]:
 def pictures_in(folder: Path, *, without: Sequence[Record] = ()) -> list[Record]:
     """All images below a folder, but those that hold the same as a file of `without`. Raises
     DataError where there is none."""
-    sizes = {record.path.stat().st_size for record in without}
-    known = {record.path.read_bytes() for record in without}
+    known = {read_bytes(record.path) for record in without}
+    sizes = set(map(len, known))
     tree = scan(folder)
     paths = [tree.path(parts) for parts in tree.images]
     found = [

@@ -11,7 +11,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from amiss.data.decoding import read_bytes
 from amiss.data.stream import Batch, ImageStream, digest
+from amiss.errors import DataError
 from amiss.types import Int64, UInt8
 
 
@@ -71,8 +73,8 @@ class Normals:
             return self.digests[number]
         record = self.stream.records[number]
         try:
-            return digest(record.path.read_bytes(), record.crop)
-        except OSError:
+            return digest(read_bytes(record.path), record.crop)
+        except DataError:
             return number
 
     def digest_rows(self, count: int) -> Tensor:

@@ -59,7 +59,8 @@ def remove_left(path: Path) -> None:
 def _fingerprint(options: dict[str, Any], records: list[Record]) -> str:
     sha = hashlib.sha256(json.dumps(options, sort_keys=True).encode())
     for record in records:
-        stat = record.path.stat()
+        # An image in an array of many has the size and time of that file.
+        stat = (record.path if record.path.is_file() else record.path.parent).stat()
         line = [str(record.path), record.crop, str(record.roi), stat.st_size, stat.st_mtime_ns]
         sha.update(json.dumps(line).encode())
     return sha.hexdigest()
