@@ -105,13 +105,38 @@ def test_losses_are_those_of_the_formulas(images: Tensor, variant: str) -> None:
     torch.testing.assert_close(found["loss"], total)
 
 
-def test_an_image_made_without_fault_costs_and_scores_nothing(images: Tensor) -> None:
-    detector = GANomaly(**TINY)
-    judge = detector._discriminator().eval()
-    x, code = as_input(images), torch.randn(3, 6)
-    with torch.no_grad():
-        found = detector._losses(_Loop(judge), x, Made(code, x, code), None)  # type: ignore[arg-type]
-    assert all(float(value) < 1e-3 for value in found.values())
+class _Remembers(torch.nn.Module):
+    """A decoder that gives back what was encoded."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.x = torch.empty(0)
+
+    def forward(self, code: Tensor) -> Tensor:
+        return self.x
+
+
+@pytest.mark.parametrize("variant", ["paper", "code"])
+def test_an_image_made_without_fault_costs_and_scores_nothing(
+    normals: Path, images: Tensor, variant: str
+) -> None:
+    detector = GANomaly(**TINY, variant=variant).fit(normals, max_false_alarm=0.4)
+    networks = detector.networks
+    assert networks is not None
+    image = images[:1]
+    with torch.inference_mode():
+        before = float(detector(image).score)
+        networks.second_encoder.load_state_dict(networks.encoder.state_dict())
+        perfect = _Remembers()
+        perfect.x = x = as_input(image)
+        networks.decoder = perfect  # type: ignore[assignment]
+        found = detector(image)
+        judge = detector._discriminator().eval()
+        losses = detector._losses(_Loop(judge), x, networks(x), None)  # type: ignore[arg-type]
+    assert float(found.score) < 1e-3 * before and found.anomaly_map is not None
+    assert not found.anomaly_map.any()
+    # The root of what is 0 is kept from 0.
+    assert all(float(value) < 1e-3 for value in losses.values())
 
 
 def test_a_score_does_not_depend_on_company(fitted: GANomaly, images: Tensor) -> None:

@@ -66,3 +66,15 @@ def test_only_what_lies_inside_counts() -> None:
     half = (source[:, :, :2], clone[:, :, :2])
     torch.testing.assert_close(value_loss(source, clone, inside), value_loss(*half))
     torch.testing.assert_close(direction_loss(source, clone, inside), direction_loss(*half))
+
+
+def test_directions_of_small_values_count_as_those_of_large_ones() -> None:
+    torch.manual_seed(0)
+    source = torch.randn(2, 3, 4, 4)
+    for size in (1e-4, 1.0, 1e4):
+        small = size * source
+        assert direction_loss(small, small).abs().max() < 1e-5
+        assert direction_loss(small, -small).tolist() == pytest.approx([2, 2], abs=1e-5)
+    zero = torch.zeros(2, 3, 4, 4, requires_grad=True)
+    direction_loss(source, zero).sum().backward()
+    assert zero.grad is not None and torch.isfinite(zero.grad).all()

@@ -45,8 +45,8 @@ class Lessons:
 
     `steps` of `batch_size` patches each, a multiple of `grid` squared; the weights of the three
     losses; `grid`: patches along each side of a crop, 8 pixels apart (1: every patch from a crop of
-    its own); the crop's side is between `crop_low` and `crop_high` times the patch's before it is
-    brought to that size.
+    its own); the part of a picture that becomes a crop has between `crop_low` and `crop_high`
+    times its side.
     """
 
     steps: int

@@ -35,7 +35,7 @@ class GANomalyConfig(Config):
     """Options of GANomaly."""
 
     image_size: tuple[int, int] = option(
-        (32, 32), "height and width of the networks' input, in pixels", low=16, high=1024,
+        (32, 32), "height and width of the networks' input, in pixels", low=16, high=256,
         paper="32x32 and 64x64",
     )  # fmt: skip
     variant: str = option(
@@ -192,7 +192,7 @@ class GANomaly(Detector):
             loop.update("discriminator")
             if cfg.variant == "code" and self._has_won(loop, loss):
                 with torch.random.fork_rng(devices=[]):
-                    torch.manual_seed(loop.step)  # alike in all processes
+                    torch.manual_seed(run.seed + loop.step)  # alike in all processes
                     init_weights(discriminator)
             reported = {name: value.detach() for name, value in losses.items()}
             return reported | {"discriminator": loss.detach()}

@@ -31,6 +31,7 @@ from amiss.run import Run
 from amiss.training import Loop, Losses, Player, require_device, train
 from amiss.types import Prediction
 
+_POOLINGS = ("2", "4", "8", "16", "32")  # strides of a VGG's
 _ON_THE_SPOT = (
     "the map is a gradient, which is computed by running the networks backwards, and an exported "
     "graph runs forwards only"
@@ -178,6 +179,12 @@ class MKD(Detector):
         cfg = self.config
         if not self._pools():
             return cfg.layers
+        strange = [x for x in cfg.layers if x.isdigit() and x not in _POOLINGS]
+        if strange:
+            raise OptionError(
+                f"layers: {cfg.backbone} has no pooling of stride {strange[0]}.",
+                hint=f"Choose some of {', '.join(_POOLINGS)}, shallow first.",
+            )
         return tuple(str(int(x) // 2) if x.isdigit() else x for x in cfg.layers)
 
     def _pools(self) -> bool:
@@ -360,7 +367,7 @@ class MKD(Detector):
         with torch.random.fork_rng(devices=[]):
             cloner = Cloner(**shape)
         cloner.load_state_dict(under("cloner."))
-        self.cloner = cloner.requires_grad_(False)
+        self.cloner = cloner.requires_grad_(False).eval()
 
 
 def _terms(

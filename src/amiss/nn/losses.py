@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 _LEAST = 1e-12
+_TINY = 1e-30  # of a squared norm
 
 
 def distillation_loss(decoded: Tensor, wanted: Tensor) -> Tensor:
@@ -64,9 +65,9 @@ def direction_loss(source: Tensor, cloner: Tensor, inside: Tensor | None = None)
     if inside is not None:
         source, cloner = source * inside, cloner * inside
     dot = (source * cloner).sum((1, 2, 3))
-    norms = source.square().sum((1, 2, 3)) * cloner.square().sum((1, 2, 3))
-    # The root of a product that may be 0 has no gradient there.
-    return 1 - dot / norms.clamp_min(_LEAST).sqrt()
+    # The root has no slope at 0, which either may be.
+    one, other = (x.square().sum((1, 2, 3)).clamp_min(_TINY).sqrt() for x in (source, cloner))
+    return 1 - dot / one / other
 
 
 def discriminator_loss(real: Tensor, fake: Tensor) -> Tensor:
