@@ -272,6 +272,7 @@ def test_predict_writes_tables_and_heat_maps(
         assert int(row["regions"]) == len(line["regions"])
     pictures = sorted((tmp_path / "heat").iterdir())
     assert len(pictures) == 6  # two folders hold a 000.png each
+    assert sorted(row["heat_map"] for row in rows) == [picture.name for picture in pictures]
     for picture in pictures:
         with Image.open(picture) as image:
             assert image.format == "PNG" and image.size[1] >= 60

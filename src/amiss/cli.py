@@ -348,7 +348,8 @@ def methods(*, json: Json = False) -> None:
         return
     for row in rows:
         can = "maps" if row["localizes"] else "no maps"
-        print(f"{row['id']:<20}{can:<10}{row['paper']}")
+        can += ", exports" if row["exportable"] is True else ""
+        print(f"{row['id']:<20}{can:<15}{row['paper']}")
 
 
 def show(

@@ -83,6 +83,8 @@ def _read_header(path: Path) -> dict[str, Any]:
                     hint="Copy the file again.",
                 )
             header = json.loads(file.read(length))
+    except IsADirectoryError:
+        raise ArtifactError(f"{path} is a folder, not a file made by `amiss fit`.") from None
     except (OSError, ValueError, RecursionError) as error:
         raise ArtifactError(f"{path} cannot be read as an artifact: {error}.") from error
     if not isinstance(header, dict) or not isinstance(header.get("__metadata__", {}), dict):

@@ -45,9 +45,17 @@ class Config:
     )
 
     def __post_init__(self) -> None:
+        side: Any = self.image_size
+        if isinstance(side, int) and not isinstance(side, bool):  # 256 is 256 x 256
+            object.__setattr__(self, "image_size", (side, side))
         hints = typing.get_type_hints(type(self))
         for field in dataclasses.fields(self):
-            _check(type(self).__name__, field, hints[field.name], getattr(self, field.name))
+            _check(
+                type(self).__name__.removesuffix("Config"),
+                field,
+                hints[field.name],
+                getattr(self, field.name),
+            )
 
     def refuse_unused(self, names: Sequence[str], reason: str) -> None:
         """Raises OptionError where one of these options is not at its default: it would have no
@@ -76,7 +84,9 @@ class Config:
         known = {f.name for f in dataclasses.fields(cls)}
         unknown = sorted(set(values) - known)
         if unknown:
-            raise OptionError(f"{cls.__name__} has no option {unknown[0]!r}.")
+            raise OptionError(
+                f"{cls.__name__.removesuffix('Config')} has no option {unknown[0]!r}."
+            )
         fixed: dict[str, Any] = {
             k: tuple(v) if isinstance(v, list) else v for k, v in values.items()
         }

@@ -24,7 +24,8 @@ from amiss.runtime import Runtime
 from amiss.types import ImageResult, Record
 
 _COLUMNS = (
-    "time", "path", "score", "p_value", "is_anomalous", "regions", "threshold", "error",
+    "time", "path", "score", "p_value", "is_anomalous", "regions", "threshold", "heat_map",
+    "error",
 )  # fmt: skip
 _LAST = 100  # messages that an endless run keeps
 _REPORT_EVERY_S = 600.0
@@ -196,12 +197,15 @@ class Results:
         self.latencies.add(milliseconds)
         self.judged += 1
         self.anomalous += bool(found.is_anomalous)
-        row = {"time": _now(), **found.as_dict(), "threshold": self._threshold(), "error": None}
-        self._write_row(row)
+        row = {"time": _now(), **found.as_dict(), "threshold": self._threshold(),
+               "heat_map": None, "error": None}  # fmt: skip
+        try:
+            if self.heatmaps is not None:
+                row["heat_map"] = self._write_heat_map(self.heatmaps, found)
+        finally:  # a decision is on the disk also where its picture could not be written
+            self._write_row(row)
         if not self.quiet:
             print(_line(found), flush=True)
-        if self.heatmaps is not None:
-            self._write_heat_map(self.heatmaps, found)
         self._report_now_and_then()
 
     def skip(self, record: Record, error: ImageError) -> None:
@@ -211,7 +215,7 @@ class Results:
         unjudged = ImageResult(record.path, math.nan, None, None).as_dict()
         self._write_row(
             {"time": _now(), **unjudged, "score": None, "threshold": self._threshold(),
-             "error": error.message}
+             "heat_map": None, "error": error.message}
         )  # fmt: skip
         if not self.quiet:
             say(f"skipped: {error.message}")
@@ -232,7 +236,8 @@ class Results:
             self._said = now
             say(f"so far: {self.summary()}")
 
-    def _write_heat_map(self, folder: Path, found: ImageResult) -> None:
+    def _write_heat_map(self, folder: Path, found: ImageResult) -> str | None:
+        """The name of the file in `folder`, or None where there could be none."""
         calibration = self.runtime.calibration
         assert found.anomaly_map is not None and found.path is not None
         assert calibration is not None and calibration.display is not None
@@ -241,12 +246,14 @@ class Results:
             image = read_image(found.path, window=self.runtime.window)
         except ImageError as error:
             self._note(f"no heat map: {error.message}")
-            return
+            return None
         if image.shape[:2] != found.anomaly_map.shape:
             self._note(f"no heat map: {found.path} has another size than when it was judged.")
-            return
+            return None
         picture = overlay(image, found.anomaly_map, low, high, found.regions)
-        write_png(picture, folder / self._free_name(folder, found.path))
+        name = self._free_name(folder, found.path)
+        write_png(picture, folder / name)
+        return name
 
     def _note(self, sentence: str) -> None:
         """The image was judged, and then it was moved away or written again."""

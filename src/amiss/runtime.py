@@ -143,6 +143,8 @@ def load(path: str | Path, *, threads: int | None = None) -> Any:
     """
     path = Path(path)
     set_threads(threads)
+    if path.is_dir():
+        raise ArtifactError(f"{path} is a folder.", hint="The detector's file comes first.")
     if not path.is_file():
         raise ArtifactError(f"There is no file at {path}.", hint="Make one with `amiss fit`.")
     if path.suffix.lower() in IMAGE_SUFFIXES:

@@ -160,7 +160,7 @@ def train(  # noqa: PLR0913 - what learns, on what, how long, and the job
         player.network.train()
     loop = Loop(_fabric(run), players)
     machine = {"device": run.device, "precision": run.precision, "processes": size}
-    partial = Partial(run.partial, job | machine | data.reading(), list(data.records))
+    partial = Partial(run.partial, job | machine | data.reading(), list(data.records), run.say)
     log = _Log(run, per_epoch, epochs)
     _resume(loop, log, partial.load())
     if loop.step:
@@ -196,7 +196,8 @@ def _measured(
     step: Callable[[Loop, Given], Losses], loop: Loop, given: Given, run: Run, stage: str
 ) -> Losses:
     """A step that is stopped where it takes too much memory; says what it took."""
-    with StepMemory(run, stage) as memory:
+    optimizers = [player.optimizer for player in loop.players.values()]
+    with StepMemory(run, stage, optimizers) as memory:
         loop.memory = memory
         losses = step(loop, given)
         loop.memory = None

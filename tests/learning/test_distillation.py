@@ -8,10 +8,19 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
 
 from amiss.data.pictures import Pictures
 from amiss.errors import DataError
-from amiss.learning.distillation import Lessons, crop_side, patches_of, teach
+from amiss.learning.distillation import (
+    Lessons,
+    _losses,
+    crop_side,
+    patches_of,
+    source_descriptors,
+    teach,
+)
 from amiss.nn.backbone import FeatureExtractor
 from amiss.nn.patch_network import PatchNetwork
 from amiss.run import Run
@@ -76,3 +85,67 @@ def test_a_crop_holds_its_patches_and_what_a_positive_moves_by() -> None:
     assert patches.shape == (8, 3, 17, 17)
     assert torch.equal(patches[1, 0], crops[0, 0, :17, 8:25])
     assert torch.equal(patches[4], patches[0])
+
+
+class _Mean(nn.Module):
+    """Describes a crop by the mean and the deviation of its levels; both times decoded by 3."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.given: list[Tensor] = []
+
+    def forward(self, crops: Tensor) -> tuple[Tensor, Tensor]:
+        self.given.append(crops)
+        levels = crops.flatten(1)
+        descriptors = torch.stack([levels.mean(1), levels.std(1)], dim=1)
+        return descriptors, 3 * descriptors
+
+
+class _Source(nn.Module):
+    """Says of a patch its mean level and the brightest, at two cells."""
+
+    def at_once(self, shown: Tensor) -> tuple[Tensor, ...]:
+        assert shown.shape[1:] == (3, 64, 64)
+        mean = shown.mean((1, 2, 3))
+        cells = torch.stack([mean - 1, mean + 1], dim=1)[:, None]  # (N, 1, 2)
+        bright = shown.amax((1, 2, 3))[:, None, None].expand(-1, 1, 2)
+        return shown, torch.cat([cells, bright], dim=1)[:, :, None]
+
+
+def test_the_source_describes_a_patch_by_the_mean_of_its_deepest_cells() -> None:
+    patches = torch.stack([torch.full((3, 17, 17), v, dtype=torch.uint8) for v in (10, 200)])
+    found = source_descriptors(_Source(), patches)  # type: ignore[arg-type]
+    torch.testing.assert_close(found, torch.tensor([[10.0, 10.0], [200.0, 200.0]]))
+
+
+def test_the_losses_are_those_of_the_pairs_that_the_paper_makes() -> None:
+    lessons = Lessons(**LESSONS | {
+        "batch_size": 3, "distill_weight": 2.0, "triplet_weight": 5.0, "compactness_weight": 7.0,
+        "margin": 0.3,
+    })  # fmt: skip
+    torch.manual_seed(0)
+    crops = torch.randint(0, 256, (3, 1, 25, 25), dtype=torch.uint8).expand(3, 3, 25, 25)
+    apprentice = _Mean()
+    torch.manual_seed(1)
+    found = _losses(apprentice, _Source(), crops, 17, lessons)  # type: ignore[arg-type]
+    anchors, positives = apprentice.given
+    middle = crops[:, :, 4:21, 4:21]
+    torch.testing.assert_close(anchors, middle.float() / 127.5 - 1)
+    # A positive is the patch moved by up to a quarter of its side, with noise of 0.1 of the range.
+    for number, positive in enumerate(positives):
+        left = [
+            float((positive - crops[number, :, y : y + 17, x : x + 17] / 127.5 + 1).std())
+            for y in range(9) for x in range(9)
+        ]  # fmt: skip
+        assert min(left) == pytest.approx(0.2, rel=0.1) and sorted(left)[1] > 0.5
+    a, decoded = _Mean()(anchors)
+    p, _ = _Mean()(positives)
+    wanted = source_descriptors(_Source(), middle)  # type: ignore[arg-type]
+    distillation = (decoded - wanted).square().sum(1).mean()
+    torch.testing.assert_close(found["distillation"], distillation)
+    n = a[[1, 0, 1]]  # the crop before; of the first, the second
+    near = (a - p).square().sum(1)
+    far = torch.minimum((a - n).square().sum(1), (p - n).square().sum(1))
+    torch.testing.assert_close(found["triplet"], F.relu(0.3 + near - far).mean())
+    total = 2 * found["distillation"] + 5 * found["triplet"] + 7 * found["compactness"]
+    torch.testing.assert_close(found["loss"], total)

@@ -137,6 +137,13 @@ def test_where_no_file_is_small_enough_the_smallest_is_held_out() -> None:
     assert len(draw_held_out(files(1, 1), 0)) == 1
 
 
+def test_two_files_are_held_out_where_so_many_are_asked_for() -> None:
+    assert draw_held_out(files(1, 9, 2, 8), 0, least=2).tolist() == [0, 10, 11]
+    assert len(draw_held_out(files(*[1] * 5), 3, least=2)) == 2
+    assert len(draw_held_out(files(1, 1), 0, least=2)) == 1  # one is left to learn from
+    assert len(draw_held_out(files(*[1] * 50), 3, least=2)) == 10
+
+
 def test_a_single_file_is_not_held_out() -> None:
     assert draw_held_out(files(1), 0).tolist() == []
     assert draw_held_out(files(16), 0).tolist() == []

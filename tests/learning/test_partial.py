@@ -27,47 +27,50 @@ def records(tmp_path: Path) -> list[Record]:
 
 def test_the_same_job_finds_what_it_left(tmp_path: Path, records: list[Record]) -> None:
     path = tmp_path / "part.amiss.partial"
-    first = Partial(path, OPTIONS, records)
+    first = Partial(path, OPTIONS, records, print)
     assert first.load() == {}
     first.save(TENSORS)
-    again = Partial(path, dict(reversed(OPTIONS.items())), records).load()
+    again = Partial(path, dict(reversed(OPTIONS.items())), records, print).load()
     assert again.keys() == TENSORS.keys()
     assert all(torch.equal(again[name], TENSORS[name]) for name in TENSORS)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["a.png", "b.png", path.name]
 
 
-def test_another_job_finds_nothing_and_overwrites(tmp_path: Path, records: list[Record]) -> None:
+def test_another_job_finds_nothing_says_so_and_overwrites(
+    tmp_path: Path, records: list[Record], capsys: pytest.CaptureFixture[str]
+) -> None:
     path = tmp_path / "part.amiss.partial"
-    Partial(path, OPTIONS, records).save(TENSORS)
+    Partial(path, OPTIONS, records, print).save(TENSORS)
     others = [
-        Partial(path, OPTIONS | {"seed": 1}, records),
-        Partial(path, OPTIONS, records[:1]),
-        Partial(path, OPTIONS, records[::-1]),
-        Partial(path, OPTIONS, [Record(r.path, crop=(0, 0, 4, 4)) for r in records]),
-        Partial(path, OPTIONS, [Record(r.path, roi=tmp_path / "roi.png") for r in records]),
+        Partial(path, OPTIONS | {"seed": 1}, records, print),
+        Partial(path, OPTIONS, records[:1], print),
+        Partial(path, OPTIONS, records[::-1], print),
+        Partial(path, OPTIONS, [Record(r.path, crop=(0, 0, 4, 4)) for r in records], print),
+        Partial(path, OPTIONS, [Record(r.path, roi=tmp_path / "roi.png") for r in records], print),
     ]
     assert all(other.load() == {} for other in others)
+    assert capsys.readouterr().out.count("was left by a fit with other options") == len(others)
     others[0].save({"picks": torch.tensor([9])})
     assert others[0].load()["picks"].tolist() == [9]
-    assert Partial(path, OPTIONS, records).load() == {}
+    assert Partial(path, OPTIONS, records, print).load() == {}
 
 
 def test_a_file_that_changed_makes_another_job(tmp_path: Path, records: list[Record]) -> None:
     path = tmp_path / "part.amiss.partial"
-    Partial(path, OPTIONS, records).save(TENSORS)
+    Partial(path, OPTIONS, records, print).save(TENSORS)
     stat = records[0].path.stat()
     os.utime(records[0].path, ns=(stat.st_atime_ns, stat.st_mtime_ns + 1_000_000_000))
-    assert Partial(path, OPTIONS, records).load() == {}
+    assert Partial(path, OPTIONS, records, print).load() == {}
     os.utime(records[0].path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
-    assert Partial(path, OPTIONS, records).load().keys() == TENSORS.keys()
+    assert Partial(path, OPTIONS, records, print).load().keys() == TENSORS.keys()
     records[0].path.write_bytes(b"longer")
     os.utime(records[0].path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
-    assert Partial(path, OPTIONS, records).load() == {}
+    assert Partial(path, OPTIONS, records, print).load() == {}
 
 
 def test_what_was_cut_short_is_as_good_as_nothing(tmp_path: Path, records: list[Record]) -> None:
     path = tmp_path / "part.amiss.partial"
-    job = Partial(path, OPTIONS, records)
+    job = Partial(path, OPTIONS, records, print)
     job.save(TENSORS)
     whole = path.read_bytes()
     for cut in (0, 5, len(whole) // 2, len(whole) - 1):
@@ -76,6 +79,6 @@ def test_what_was_cut_short_is_as_good_as_nothing(tmp_path: Path, records: list[
 
 
 def test_without_a_path_nothing_is_kept(tmp_path: Path) -> None:
-    job = Partial(None, OPTIONS, [Record(tmp_path / "never read.png")])
+    job = Partial(None, OPTIONS, [Record(tmp_path / "never read.png")], print)
     job.save(TENSORS)
     assert job.load() == {} and list(tmp_path.iterdir()) == []

@@ -23,7 +23,7 @@ def test_what_is_kept_is_counted_once_and_forgotten_after_backward() -> None:
     torch.manual_seed(0)
     network = nn.Sequential(nn.Linear(64, 64), nn.Tanh(), nn.Linear(64, 64), nn.Tanh())
     x = torch.randn(4096, 64)  # 1 MiB; each layer's answer as well
-    with StepMemory(Run(), "training") as memory:
+    with StepMemory(Run(), "training", ()) as memory:
         _pass(network, x).backward()
         once = memory.most
         memory.forget()
@@ -40,14 +40,29 @@ def test_a_step_that_takes_too_much_is_stopped(monkeypatch: pytest.MonkeyPatch) 
     network[15].register_forward_hook(lambda *_: reached.append(True))
     with (
         pytest.raises(MemoryLimitError, match="A step of the lesson takes more than"),
-        StepMemory(Run(max_memory_mib=110), "lesson"),
+        StepMemory(Run(max_memory_mib=110), "lesson", ()),
     ):
         _pass(network, x)
     assert not reached
-    with StepMemory(Run(max_memory_mib=200), "lesson") as memory:
+    with StepMemory(Run(max_memory_mib=200), "lesson", ()) as memory:
         _pass(network, x)
     assert 120 < memory.peak_mib < 200
     _pass(network, x).backward()  # the hooks are gone
+
+
+def test_weights_count_once_and_what_learning_adds_to_them_before_it_begins(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("amiss.learning.step_memory.resident_mib", lambda: 100.0)
+    network = nn.Sequential(nn.Linear(1024, 1024, bias=False), nn.Tanh())  # 4 MiB
+    adam = torch.optim.Adam(network.parameters())
+    x = torch.randn(2, 1024, requires_grad=True)
+    with StepMemory(Run(), "training", [adam]) as memory:
+        _pass(network, x).backward()
+    assert memory.before == 100 + 3 * 4
+    assert 0 < memory.most < 1 << 20  # the weights, which autograd keeps too, were there before
+    adam.step()
+    assert StepMemory(Run(), "training", [adam]).before == 100 + 4  # as when it goes on
 
 
 def test_a_training_says_what_it_takes_and_keeps_the_limit(normals: Path) -> None:

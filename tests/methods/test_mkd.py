@@ -82,6 +82,7 @@ def test_the_codes_weights_are_taken_as_given(normals: Path) -> None:
 def test_the_gradient_is_that_of_finite_differences(fitted: MKD, images: Tensor) -> None:
     assert fitted.extractor is not None and fitted.cloner is not None
     double = amiss.MKD(**TINY)
+    _, by_forward = fitted._loss_and_gradient(images[:1], None)
     double.restore(*fitted.artifact())
     assert double.extractor is not None and double.cloner is not None
     double.extractor.double()
@@ -94,6 +95,9 @@ def test_the_gradient_is_that_of_finite_differences(fitted: MKD, images: Tensor)
     )
     x = images[:1].double().requires_grad_()
     (gradient,) = torch.autograd.grad(double.total_loss(x).sum(), x)
+    # The map is made of this one, by levels in [0, 1].
+    scale = float(by_forward.abs().max())
+    torch.testing.assert_close(by_forward.double(), 255 * gradient, rtol=1e-3, atol=1e-4 * scale)
     largest = gradient.abs().flatten().topk(5).indices
     for place in largest.tolist():
         step = torch.zeros(x.numel(), dtype=torch.float64)

@@ -12,6 +12,7 @@ import amiss
 from amiss.data.index import index
 from amiss.data.stream import ImageStream
 from amiss.errors import DataError, OptionError, WeightsError
+from amiss.learning.held_out import draw_held_out
 from amiss.learning.spread import spread, sums
 from amiss.methods.uninformed_students import UninformedStudents
 from amiss.nn.student_ensemble import StudentEnsemble, disagreement, regression_loss
@@ -92,6 +93,40 @@ def test_the_score_is_the_mean_over_sizes_of_error_and_variance_in_their_units(
             mean, deviation = fitted.spread[level, part]
             total += (levels[:, level, part] - mean) / deviation
     torch.testing.assert_close(found.score, (total / 2).amax((1, 2)))
+
+
+def test_units_are_those_of_images_that_were_held_out(
+    fitted: UninformedStudents, normals: Path
+) -> None:
+    """Spec 5, check 3: over them, error and variance have mean 0 and deviation 1."""
+    names = fitted.training_facts["files"]
+    assert len(names) == 12
+    apart = draw_held_out(range(len(names)), 0, least=2)
+    records = [index(normals).train[i] for i in apart]
+    (batch,) = ImageStream(records, size=(40, 48)).batches(len(records))
+    assert fitted.ensemble is not None and fitted.spread is not None
+    with torch.inference_mode():
+        found = fitted.ensemble(torch.from_numpy(batch.images).permute(0, 3, 1, 2))
+    mean, deviation = fitted.spread[..., 0, None], fitted.spread[..., 1, None]
+    values = (found.transpose(0, 2).transpose(0, 1).flatten(2) - mean) / deviation
+    assert values.mean(-1).abs().max() < 1e-3
+    assert (values.std(-1, correction=0) - 1).abs().max() < 1e-3
+
+
+def test_scales_are_those_of_the_images_that_were_trained_on(
+    fitted: UninformedStudents, normals: Path
+) -> None:
+    records = index(normals).train
+    apart = set(draw_held_out(range(len(records)), 0, least=2).tolist())
+    mine = [record for i, record in enumerate(records) if i not in apart]
+    (batch,) = ImageStream(mine, size=(40, 48)).batches(len(mine))
+    assert fitted.ensemble is not None
+    with torch.inference_mode():
+        said = fitted.ensemble.taught(torch.from_numpy(batch.images).permute(0, 3, 1, 2))
+        for level, y in enumerate(said):
+            values = fitted.ensemble.scaled(level, y).transpose(0, 1).flatten(1)
+            assert values.mean(1).abs().max() < 1e-3
+            assert (values.std(1, correction=0) - 1).abs().max() < 1e-3
 
 
 def test_one_student_alone_is_judged_by_its_error(normals: Path) -> None:

@@ -62,3 +62,17 @@ def test_opening_is_scipys_and_neither_adds_nor_goes_on() -> None:
     assert torch.equal(grey_opening(opened), opened)
     inner = scipy_opening(maps[0].numpy(), footprint=CROSS)[2:-2, 2:-2]
     assert np.array_equal(opened[0, 2:-2, 2:-2].numpy(), inner)
+
+
+def test_opening_leaves_a_thin_region_and_looks_at_nothing_beside_it() -> None:
+    maps = torch.rand(1, 9, 9) + 1
+    roi = torch.zeros(1, 9, 9, dtype=torch.bool)
+    roi[0, 4, 2:7] = True  # one pixel high: a cross fits nowhere
+    opened = grey_opening(maps, roi)
+    line = maps[0, 4, 2:7].numpy()
+    expected = scipy_opening(np.pad(line, 2, mode="edge"), size=3)[2:-2]
+    inner = opened[0, 4, 2:7].numpy()
+    assert np.array_equal(inner[1:-1], expected[1:-1]) and (inner > 1).all()
+    beside = torch.where(roi, maps, torch.zeros(()))
+    assert torch.equal(grey_opening(beside, roi)[roi], opened[roi])
+    assert torch.equal(grey_opening(maps, torch.ones_like(roi)), grey_opening(maps))

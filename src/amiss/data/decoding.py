@@ -33,6 +33,11 @@ def read_bytes(path: str | Path) -> bytes:
         data = Path(path).read_bytes() if in_array is None else in_array
     except FileNotFoundError:
         raise ImageError(f"{path}: there is no such file.", reason="missing") from None
+    except IsADirectoryError:
+        raise ImageError(
+            f"{path} is a folder, not an image.", reason="unreadable",
+            hint="Give its files; on the command line, `amiss predict` takes folders too.",
+        ) from None  # fmt: skip
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
         message = f"{path}: cannot be read ({reason})."

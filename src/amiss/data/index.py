@@ -218,6 +218,12 @@ def _check_applies(choices: Choices, layout: str) -> None:
 
 def _from_list(source: Sequence[Any]) -> Found:
     """Records as they are; paths as normal images."""
+    for item in source:
+        if not isinstance(item, Record | str | Path):
+            raise DataError(
+                f"The list holds a {type(item).__name__}; a set is a list of paths or records.",
+                hint="Write arrays to image files first: PIL.Image.fromarray(array).save(path).",
+            )
     records = [r if isinstance(r, Record) else Record(Path(r), NORMAL) for r in source]
     found = Found("list", records)
     if source and not any(isinstance(r, Record) for r in source):

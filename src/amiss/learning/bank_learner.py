@@ -77,7 +77,9 @@ class BankLearner:
         run.say(plan.describe())
         if plan.chunk_rows is not None:
             return self._learn_stream(images, run, plan)
-        partial = Partial(run.partial, self.job | images.reading(), list(images.stream.records))
+        partial = Partial(
+            run.partial, self.job | images.reading(), list(images.stream.records), run.say
+        )
         store = Embeddings(len(images), height * width, dim, images.stream.size)
         kept = partial.load()
         if kept:

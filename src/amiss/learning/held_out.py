@@ -43,12 +43,13 @@ class _Row(NamedTuple):
     middle: float | None
 
 
-def draw_held_out(files: Sequence[Hashable], seed: int) -> Int64:
+def draw_held_out(files: Sequence[Hashable], seed: int, *, least: int = 1) -> Int64:
     """The numbers (k,) of about a fifth of n images, drawn at random and ascending.
 
     `files` names for each image what it must not be parted from, such as `Normals.groups`: cuts of
     one file stay on one side, or they would vouch for each other. At most a fifth of the
-    images is drawn, but at least one file; of a single file nothing, as it would be all there is.
+    images is drawn, but at least `least` files, as long as one is left to learn from; of a single
+    file nothing, as it would be all there is.
     """
     number: dict[Hashable, int] = {}
     group = np.array([number.setdefault(file, len(number)) for file in files], dtype=np.int64)
@@ -60,8 +61,10 @@ def draw_held_out(files: Sequence[Hashable], seed: int) -> Int64:
         if size[one] <= room:
             drawn.append(int(one))
             room -= int(size[one])
-    if not drawn and len(size) > 1:
-        drawn.append(int(order[np.argmin(size[order])]))
+    rest = order[~np.isin(order, drawn)]
+    smallest = rest[np.argsort(size[rest], kind="stable")]
+    missing = min(least, len(size) - 1) - len(drawn)
+    drawn.extend(smallest[: max(0, missing)].tolist())
     return np.flatnonzero(np.isin(group, drawn))
 
 

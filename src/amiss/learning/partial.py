@@ -5,6 +5,7 @@ from __future__ import annotations
 import glob
 import hashlib
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +20,14 @@ class Partial:
     """One file beside the output. Without a path it keeps nothing.
 
     `fingerprint` names the job: options, seed, and the files with their sizes and times. A file
-    left by another job is ignored, and overwritten at the next interruption.
+    left by another job is of no use: `say` is told so, and the next interruption writes over it.
     """
 
-    def __init__(self, path: Path | None, options: dict[str, Any], records: list[Record]) -> None:
-        self.path = path
+    def __init__(
+        self, path: Path | None, options: dict[str, Any], records: list[Record],
+        say: Callable[[str], None],
+    ) -> None:  # fmt: skip
+        self.path, self._say = path, say
         self.fingerprint = _fingerprint(options, records) if path is not None else ""
 
     def load(self) -> dict[str, Tensor]:
@@ -33,6 +37,10 @@ class Partial:
         try:
             with safe_open(self.path, framework="pt") as file:
                 if (file.metadata() or {}).get("job") != self.fingerprint:
+                    self._say(
+                        f"{self.path} was left by a fit with other options or images, so this one "
+                        "begins at the start and will write over it"
+                    )
                     return {}
                 return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         except (SafetensorError, OSError):  # cut short: as good as nothing

@@ -5,6 +5,7 @@ Everything here does the obvious thing in a single process.
 
 from __future__ import annotations
 
+import atexit
 import os
 from typing import Any, TypeVar
 
@@ -21,11 +22,18 @@ T = TypeVar("T")
 def join_others() -> None:
     """Meet the other processes of a job that `torchrun` or the like has started, if there are any.
 
-    Over gloo, which needs no GPU.
+    Over gloo, which needs no GPU. The group is taken apart before the interpreter is: threads that
+    it still ran then would end the process by a signal, after all its work was done.
     """
     several = int(os.environ.get("WORLD_SIZE", "1")) > 1 and "RANK" in os.environ
     if several and dist.is_available() and not dist.is_initialized():
         dist.init_process_group("gloo")
+        atexit.register(_part)
+
+
+def _part() -> None:
+    if dist.is_initialized():
+        dist.destroy_process_group()
 
 
 def rank_and_size() -> tuple[int, int]:

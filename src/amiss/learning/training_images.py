@@ -6,6 +6,7 @@ kept as well, where that fits.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from typing import NamedTuple, Protocol, TypeVar
 
@@ -124,10 +125,9 @@ class TaughtImages(_SomeImages):
                 self.run.progress("features", min(start + chunk, len(x)), len(x))
         return targets
 
-    @property
-    def has_targets(self) -> bool:
-        """Whether what the frozen network says was kept."""
-        return self.kept is not None
+    def reading(self) -> dict[str, str]:
+        # A network's last bits differ between one image and a batch of them.
+        return super().reading() | {"targets": "computed" if self.kept is None else "kept"}
 
     def at(self, places: Int64) -> TaughtBatch:
         """Those at `places` of this row of images."""
@@ -148,7 +148,9 @@ def room_bytes(run: Run) -> float:
     ceiling = ceiling_mib(run.max_memory_mib)
     if ceiling is None:
         return float("inf")
-    return max(0.0, _SHARE * ceiling - resident_mib()) * (1 << 20)
+    # Processes of one machine find the same memory free.
+    sharers = int(os.environ.get("LOCAL_WORLD_SIZE", "1")) if run.max_memory_mib is None else 1
+    return max(0.0, _SHARE * ceiling - resident_mib()) * (1 << 20) / sharers
 
 
 def _read(images: Normals, numbers: Int64, run: Run) -> ImageBatch:

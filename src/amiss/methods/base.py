@@ -169,6 +169,14 @@ class Detector(nn.Module, ABC):
             geometry = fit_frame((height, width), self.image_size, self.config.resize_mode)
             self.roi = torch.from_numpy(resize_mask(mask, geometry).copy())
 
+    def __repr__(self) -> str:
+        """The options that are not at their defaults, and what it was fitted on."""
+        plain = vars(self.config_type())
+        options = [f"{k}={v!r}" for k, v in vars(self.config).items() if v != plain[k]]
+        n = self.training_facts.get("n_normal")
+        state = "not fitted" if not self.is_fitted else f"fitted on {n} images"
+        return f"<{type(self).__name__}({', '.join(options)}), {state}>"
+
     def require_fitted(self) -> None:
         """Raise NotFittedError unless fitted."""
         if not self.is_fitted:

@@ -303,7 +303,7 @@ class MKD(Detector):
             self._blurs[size] = MapUpsampler(size, size, cfg.blur_sigma)
         smooth = self._blurs[size](on_pixels, roi)
         if cfg.opening:
-            smooth = grey_opening(smooth)
+            smooth = grey_opening(smooth, roi)
         return Prediction(torch.cat(scores), smooth if roi is None else smooth * roi)
 
     def _loss_and_gradient(self, images: Tensor, roi: Tensor | None) -> tuple[Tensor, Tensor]:

@@ -192,7 +192,8 @@ class UninformedStudents(Detector):
     def learn(self, images: Normals, run: Run) -> HeldOut:
         require_device(run)
         groups = images.groups()
-        apart = draw_held_out(groups.tolist(), run.seed)
+        # Of two, each is scaled by the statistics of the other.
+        apart = draw_held_out(groups.tolist(), run.seed, least=2)
         mine = np.setdiff1d(np.arange(len(images)), apart)
         if not len(apart):
             raise DataError(
@@ -330,7 +331,10 @@ class UninformedStudents(Detector):
             roi = rois[number]
             return self._score(maps[number], without[int(groups[number])], roi), roi
 
-        return judge_held_out(judge, apart, run, told_held_out(apart, images))
+        how = told_held_out(apart, images)
+        if len(by_group) == 1:
+            how += ", scaled by its own statistics, as it is the only one"
+        return judge_held_out(judge, apart, run, how)
 
     # --- scoring ---------------------------------------------------------------------------
 

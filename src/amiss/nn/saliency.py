@@ -76,13 +76,17 @@ class _Guided(TorchFunctionMode):
         return _GuidedReLU.apply(args[0], ceiling)
 
 
-def grey_opening(maps: Tensor) -> Tensor:
+def grey_opening(maps: Tensor, roi: Tensor | None = None) -> Tensor:
     """Erosion, then dilation, by the 3 x 3 ellipse, which is a cross: maps (B, H, W).
 
-    Never above `maps`, and opening twice changes nothing more. Beyond the border nothing counts.
+    Never above `maps`, and opening twice changes nothing more. Beyond the border and outside of
+    `roi` (B, H, W) nothing counts; there, maps come back as they were.
     """
-    eroded = -_dilate(-maps)
-    return _dilate(eroded)
+    if roi is None:
+        return _dilate(-_dilate(-maps))
+    nothing = torch.full_like(maps, -torch.inf)
+    eroded = -_dilate(torch.where(roi, -maps, nothing))
+    return torch.where(roi, _dilate(torch.where(roi, eroded, nothing)), maps)
 
 
 def _dilate(maps: Tensor) -> Tensor:
