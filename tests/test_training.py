@@ -170,6 +170,35 @@ def test_losses_that_are_not_finite_are_a_named_error(images: Normals) -> None:
               batch_size=4, run=run, job={})  # fmt: skip
 
 
+@pytest.mark.parametrize("breaks", ["loss", "weights"])
+def test_what_breaks_leaves_the_last_good_checkpoint(
+    images: Normals, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, breaks: str
+) -> None:
+    monkeypatch.setattr(training, "CHECKPOINT_S", 0.0)
+    partial = tmp_path / "x.partial"
+    run = Run(partial=partial)
+    net = network()
+    player = Player(net, torch.optim.Adam(net.parameters(), lr=1e-2))
+    kept: list[bytes] = []
+
+    def breaking(loop: Loop, x: ImageBatch) -> dict[str, Tensor]:
+        if partial.exists():
+            kept.append(partial.read_bytes())
+        found = step(loop, x)
+        if loop.step == 3 and breaks == "loss":
+            return {"loss": found["loss"] * torch.nan}
+        if loop.step == 3:
+            with torch.no_grad():
+                net[0].weight.fill_(torch.nan)
+        return found
+
+    what = "The loss 'loss' is" if breaks == "loss" else "The weights 0.weight of net are"
+    with pytest.raises(TrainingError, match=f"{what} not finite in step 4.*step 3, is kept in"):
+        train({"net": player}, TrainingImages(images, np.arange(12), run), breaking, epochs=4,
+              batch_size=4, run=run, job={})  # fmt: skip
+    assert len(kept) == 3 and partial.read_bytes() == kept[-1]
+
+
 def test_a_training_that_was_killed_goes_on_from_its_last_checkpoint(
     images: Normals, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -12,7 +12,6 @@ as one that was not.
 
 from __future__ import annotations
 
-import math
 import os
 import signal
 import threading
@@ -20,39 +19,31 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.optim import Optimizer
 
-from amiss.errors import OptionError, TrainingError, naming_extra
+from amiss.errors import OptionError, naming_extra
+from amiss.learning.checkpoints import Checkpoints, Player
 from amiss.learning.partial import Partial
 from amiss.learning.processes import rank_and_size
 from amiss.learning.step_memory import StepMemory
 from amiss.learning.training_images import Batches
+from amiss.learning.training_log import Losses, TrainingLog
 from amiss.run import Run
 from amiss.types import Int64
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
 
+__all__ = ["CHECKPOINT_S", "History", "Loop", "Losses", "Player", "require_device", "train"]
+
 CHECKPOINT_S = 60.0
 """Seconds between two checkpoints, which an interruption adds one to."""
-_PACE_S = 10.0  # after which the pace is known
-_SAID = 10  # how often the losses are said in the course of a training
 
 
-class Player(NamedTuple):
-    """A network that learns, and how. `clip_norm`: the norm that gradients are cut to, or None."""
-
-    network: nn.Module
-    optimizer: Optimizer
-    clip_norm: float | None = None
-
-
-Losses = Mapping[str, Tensor | float]
 Given = TypeVar("Given")
 
 
@@ -147,7 +138,7 @@ def train(  # noqa: PLR0913 - what learns, on what, how long, and the job
 
     Raises:
         OptionError: a batch of which not every process gets two images, or as many as the others.
-        TrainingError: the losses of an epoch are not finite.
+        TrainingError: a loss or a weight is not finite; the last good checkpoint is kept.
         MemoryLimitError: a step on a CPU takes more memory than is granted.
     """
     rank, size = rank_and_size()
@@ -161,8 +152,9 @@ def train(  # noqa: PLR0913 - what learns, on what, how long, and the job
     loop = Loop(_fabric(run), players)
     machine = {"device": run.device, "precision": run.precision, "processes": size}
     partial = Partial(run.partial, job | machine | data.reading(), list(data.records), run.say)
-    log = _Log(run, per_epoch, epochs)
-    _resume(loop, log, partial.load())
+    log = TrainingLog(run, per_epoch, epochs)
+    checkpoints = Checkpoints(players, log, partial)
+    loop.step = checkpoints.resume()
     if loop.step:
         run.say(f"going on after step {loop.step} of {total}")
     started, first, saved = time.perf_counter(), loop.step, time.perf_counter()
@@ -173,15 +165,18 @@ def train(  # noqa: PLR0913 - what learns, on what, how long, and the job
             torch.manual_seed(_seed_of(run.seed, loop.step, rank))
             given = loop.fabric.to_device(data.at(batch[rank::size]))
             is_first = loop.step == first and run.device == "cpu"
-            log.add(_measured(step, loop, given, run, stage) if is_first else step(loop, given))
+            losses = _measured(step, loop, given, run, stage) if is_first else step(loop, given)
             loop.step += 1
+            odd = log.add(losses)
+            if odd is not None:
+                raise checkpoints.broken(f"The loss {odd!r} is not finite", loop.step)
             log.tell(loop.step)
             log.foretell(loop.step - first, total - loop.step, stage)
             interruption.watch(run.progress, stage, loop.step, total)
             # At the end too: a later stage of the job may be interrupted.
             is_due = loop.step == total or time.perf_counter() - saved > CHECKPOINT_S
             if rank == 0 and (is_due or interruption.came):
-                partial.save(_state(loop, log))
+                checkpoints.save(loop.step)
                 saved = time.perf_counter()
             if interruption.came:
                 raise KeyboardInterrupt
@@ -279,113 +274,3 @@ def _order(n: int, seed: int, epoch: int) -> Int64:
 
 def _seed_of(seed: int, step: int, rank: int) -> int:
     return int(np.random.SeedSequence([seed, step, rank]).generate_state(1)[0])
-
-
-# --- what is reported ------------------------------------------------------------------------
-
-
-class _Log:
-    """Sums the losses of an epoch, says them now and then, and writes them for TensorBoard."""
-
-    def __init__(self, run: Run, per_epoch: int, epochs: int) -> None:
-        self.run, self.per_epoch, self.total = run, per_epoch, epochs
-        self.epochs: dict[str, list[float]] = {}
-        self.sums: dict[str, float] = {}
-        self._started, self._is_foretold = time.perf_counter(), False
-        self._writer: Any = None
-        if run.log is not None and rank_and_size()[0] == 0:
-            with naming_extra("A log for TensorBoard", "tensorboard"):
-                from torch.utils.tensorboard import SummaryWriter
-            self._writer = SummaryWriter(str(run.log))
-
-    def add(self, losses: Losses) -> None:
-        for name, value in losses.items():
-            self.sums[name] = self.sums.get(name, 0.0) + float(value)
-
-    def foretell(self, done: int, left: int, stage: str) -> None:
-        """Once, when the pace is known: how long it will take, where that is longer than most would
-        wait for."""
-        seconds = time.perf_counter() - self._started
-        if self._is_foretold or seconds < _PACE_S:
-            return
-        self._is_foretold = True
-        hours = left * seconds / done / 3600
-        if hours > 1:
-            self.run.say(
-                f"{stage}: about {hours:.0f} hours to go at this pace. The page of the method says "
-                "which options make it shorter."
-            )
-
-    def tell(self, step: int) -> None:
-        """After each step; at the end of an epoch its means are kept."""
-        epoch, place = divmod(step, self.per_epoch)
-        if place:
-            return
-        means = {name: total / self.per_epoch for name, total in self.sums.items()}
-        odd = [name for name, mean in means.items() if not math.isfinite(mean)]
-        if odd:
-            raise TrainingError(
-                f"The loss {odd[0]!r} is not finite in epoch {epoch}.",
-                hint="Lower the learning rate, or train in 32-true.",
-            )
-        self.sums = {}
-        for name, mean in means.items():
-            self.epochs.setdefault(name, []).append(mean)
-            if self._writer is not None:
-                self._writer.add_scalar(name, mean, epoch)
-        if self._writer is not None:
-            self._writer.flush()
-        if epoch % max(1, self.total // _SAID) == 0 or epoch == self.total:
-            told = ", ".join(f"{name} {mean:.4g}" for name, mean in means.items())
-            self.run.say(f"epoch {epoch} of {self.total}: {told}")
-
-
-# --- checkpoints -----------------------------------------------------------------------------
-
-
-def _state(loop: Loop, log: _Log) -> dict[str, Tensor]:
-    """Everything that the rest of the training depends on, as tensors by name."""
-    kept = {"step": torch.tensor(loop.step)}
-    for name, player in loop.players.items():
-        for key, value in player.network.state_dict().items():
-            kept[f"network|{name}|{key}"] = _kept(value)
-        for number, values in player.optimizer.state_dict()["state"].items():
-            for key, value in values.items():
-                kept[f"optimizer|{name}|{number}|{key}"] = _kept(torch.as_tensor(value))
-    for name, means in log.epochs.items():
-        kept[f"epochs|{name}"] = torch.tensor(means, dtype=torch.float64)
-    for name, total in log.sums.items():
-        kept[f"sums|{name}"] = torch.tensor(total, dtype=torch.float64)
-    return kept
-
-
-def _kept(value: Tensor) -> Tensor:
-    """A copy that can be written: on the CPU, and in plain order whatever its layout."""
-    return value.detach().cpu().clone(memory_format=torch.contiguous_format)
-
-
-def _resume(loop: Loop, log: _Log, kept: Mapping[str, Tensor]) -> None:
-    """Go on from `_state`; from nothing, begin."""
-    if not kept:
-        return
-    loop.step = int(kept["step"])
-    for name, player in loop.players.items():
-        under = f"network|{name}|"
-        player.network.load_state_dict(
-            {k.removeprefix(under): v for k, v in kept.items() if k.startswith(under)}
-        )
-        state: dict[int, dict[str, Tensor]] = {}
-        for key, value in kept.items():
-            kind, _, rest = key.partition("|")
-            owner, _, rest = rest.partition("|")
-            if kind == "optimizer" and owner == name:
-                number, _, what = rest.partition("|")
-                state.setdefault(int(number), {})[what] = value
-        groups = player.optimizer.state_dict()["param_groups"]
-        player.optimizer.load_state_dict({"state": state, "param_groups": groups})
-    for key, value in kept.items():
-        kind, _, name = key.partition("|")
-        if kind == "epochs":
-            log.epochs[name] = value.tolist()
-        elif kind == "sums":
-            log.sums[name] = float(value)

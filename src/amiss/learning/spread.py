@@ -16,8 +16,8 @@ _LEAST = 1e-6  # of a standard deviation: a value may be the same everywhere
 
 
 def sums(maps: Tensor, inside: Tensor | None = None) -> Tensor:
-    """Sums of maps (..., h, w), over the cells where `inside` (h, w) is True: (..., 3) float64, of
-    ones, values and squares. They add up over images."""
+    """Sums of maps (..., h, w), over the cells where `inside`, (h, w) or (1, h, w), is True:
+    (..., 3) float64, of ones, values and squares. They add up over images."""
     values = maps.double().flatten(-2)
     if inside is not None:
         values = values[..., inside.flatten()]

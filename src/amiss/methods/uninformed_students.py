@@ -260,9 +260,7 @@ class UninformedStudents(Detector):
             batch = data.at(np.array([place]))
             with torch.no_grad():
                 said = batch.targets or ensemble.taught(batch.images)
-            cells = self._cells(batch.rois)
-            inside = None if cells is None else cells[0]
-            total += torch.stack([sums(y[0], inside) for y in said])
+            total += torch.stack([sums(y[0], self._cells(batch.rois)) for y in said])
         return spread(total)
 
     def _cells(self, roi: Tensor | None) -> Tensor | None:
@@ -321,8 +319,7 @@ class UninformedStudents(Detector):
             for i, number in enumerate(numbers.tolist()):
                 maps[number] = found[i : i + 1].clone()
                 rois[number] = None if roi is None else roi[i : i + 1]
-                cells = self._cells(rois[number])
-                own = sums(maps[number][0], None if cells is None else cells[0])
+                own = sums(maps[number][0], self._cells(rois[number]))
                 group = int(groups[number])
                 by_group[group] = by_group.get(group, torch.zeros_like(own)) + own
         self.spread, without = spreads_without(by_group)
