@@ -32,6 +32,7 @@ from amiss.types import Int64, Prediction
 _CHUNK = 64
 """Images whose features are taken in at once: fewer passes over the moments, which are large."""
 _MIB = 1 << 20
+_UNDER_WAY_MIB = 320  # decoded photographs, maps of the network, blocks of cells: measured
 
 
 class LearnedGaussians(NamedTuple):
@@ -99,7 +100,7 @@ class GaussianLearner:
         factor = cells * dim * dim * 4 / _MIB
         features = n * cells * dim * 4 / _MIB
         passes = self._passes_mib(n)
-        whole = resident_mib() + factor + features + 96
+        whole = resident_mib() + factor + features + _UNDER_WAY_MIB
         ceiling = ceiling_mib(run.max_memory_mib)
         fits = ceiling is None or whole <= ceiling
         if not fits:

@@ -355,7 +355,9 @@ def _cell_box(cell: int, height: int, width: int) -> list[float]:
 
 def _require_room(size: int, run: Run) -> None:
     """Say how much memory the gallery takes; raise MemoryLimitError where there is not enough."""
-    need, ceiling = resident_mib() + size / (1 << 20) + 128, ceiling_mib(run.max_memory_mib)
+    searches = 128 * torch.get_num_threads()  # measured, an image per thread
+    need = resident_mib() + size / (1 << 20) + searches
+    ceiling = ceiling_mib(run.max_memory_mib)
     run.say(f"memory: about {round(need)} MiB at the peak")
     if ceiling is not None and need > ceiling:
         raise MemoryLimitError(

@@ -1,0 +1,67 @@
+"""Uninformed Students taken apart: what each term of the score tells, and what the maximum hides.
+
+    python benchmarks/disagreement.py --data SET --detector FILE.amiss [--output FILE]
+
+For each patch size and for both terms, the students' error and their variance, image AUROC over all
+test images of the largest cell, of the 99th percentile and of the mean of the cells; and the same
+of their sum, which is the method's score where the largest cell is taken.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import numpy as np
+import torch
+from machine import describe, write_json
+
+import amiss
+from amiss.data.index import index
+from amiss.data.stream import ImageStream
+from amiss.learning.normals import to_tensors
+from amiss.metrics import image_auroc
+
+HOW = {
+    "largest": lambda cells: cells.max(axis=1),
+    "99th percentile": lambda cells: np.percentile(cells, 99, axis=1),
+    "mean": lambda cells: cells.mean(axis=1),
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--data", required=True)
+    parser.add_argument("--detector", type=Path, required=True, help="a fitted uninformed_students")
+    parser.add_argument("--output", type=Path)
+    options = parser.parse_args()
+    detector = amiss.load(options.detector)
+    records = index(options.data).test
+    labels = np.array([record.label for record in records])
+    maps = []
+    with torch.inference_mode():
+        for batch in ImageStream(records, size=detector.image_size).batches(8):
+            x, _ = to_tensors(batch.images, None)
+            maps += [detector.ensemble(one) for one in x.split(1)]
+    found = torch.cat(maps)  # (B, L, 2, h, w)
+    units = (found - detector.spread[..., 0, None, None]) / detector.spread[..., 1, None, None]
+    cells = units.flatten(3).numpy()
+    terms = {}
+    for level, size in enumerate(detector.config.patch_sizes):
+        terms[f"{size} px, error"] = cells[:, level, 0]
+        terms[f"{size} px, variance"] = cells[:, level, 1]
+    terms["sum"] = cells.sum(axis=2).mean(axis=1)
+    rows = {
+        term: {how: float(image_auroc(reduce(values), labels)) for how, reduce in HOW.items()}
+        for term, values in terms.items()
+    }
+    for term, row in rows.items():
+        print(f"{term:<16}", "  ".join(f"{how} {value:.3f}" for how, value in row.items()))
+    if options.output:
+        report = {"machine": describe(torch.get_num_threads()), "data": Path(options.data).name,
+                  "options": detector.config.as_dict(), "image_auroc": rows}  # fmt: skip
+        write_json(options.output, report)
+
+
+if __name__ == "__main__":
+    main()
