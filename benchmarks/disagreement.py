@@ -4,7 +4,9 @@
 
 For each patch size and for both terms, the students' error and their variance, image AUROC over all
 test images of the largest cell, of the 99th percentile and of the mean of the cells; and the same
-of their sum, which is the method's score where the largest cell is taken.
+of their sum, which is the method's score where the largest cell is taken. Beside it stands what
+needs no network: the contrast of an image, the mean difference of neighbouring pixels, its AUROC,
+and its rank correlation with each score over the normal test images alone.
 """
 
 from __future__ import annotations
@@ -38,10 +40,11 @@ def main() -> None:
     detector = amiss.load(options.detector)
     records = index(options.data).test
     labels = np.array([record.label for record in records])
-    maps = []
+    maps, contrasts = [], []
     with torch.inference_mode():
         for batch in ImageStream(records, size=detector.image_size).batches(8):
             x, _ = to_tensors(batch.images, None)
+            contrasts += contrast(batch.images)
             maps += [detector.ensemble(one) for one in x.split(1)]
     found = torch.cat(maps)  # (B, L, 2, h, w)
     units = (found - detector.spread[..., 0, None, None]) / detector.spread[..., 1, None, None]
@@ -57,10 +60,32 @@ def main() -> None:
     }
     for term, row in rows.items():
         print(f"{term:<16}", "  ".join(f"{how} {value:.3f}" for how, value in row.items()))
+    told = image_auroc(contrasts, labels)
+    normal = labels == 0
+    follows = {
+        how: rank_correlation(reduce(terms["sum"])[normal], np.array(contrasts)[normal])
+        for how, reduce in HOW.items()
+    }
+    print(f"contrast: AUROC {told:.3f}; rank correlation over normal images with the sum's",
+          ", ".join(f"{how} {value:.2f}" for how, value in follows.items()))  # fmt: skip
     if options.output:
         report = {"machine": describe(torch.get_num_threads()), "data": Path(options.data).name,
-                  "options": detector.config.as_dict(), "image_auroc": rows}  # fmt: skip
+                  "options": detector.config.as_dict(), "image_auroc": rows,
+                  "contrast_auroc": told, "contrast_correlation": follows}  # fmt: skip
         write_json(options.output, report)
+
+
+def contrast(images: np.ndarray) -> list[float]:
+    """Of images (B, H, W, 3) uint8."""
+    gray = images.astype(np.float32).mean(axis=3)
+    down, across = np.abs(np.diff(gray, axis=1)), np.abs(np.diff(gray, axis=2))
+    return [float(x) for x in down.mean(axis=(1, 2)) + across.mean(axis=(1, 2))]
+
+
+def rank_correlation(one: np.ndarray, other: np.ndarray) -> float:
+    """Spearman's."""
+    ranks = [np.argsort(np.argsort(values)) for values in (one, other)]
+    return float(np.corrcoef(*ranks)[0, 1])
 
 
 if __name__ == "__main__":

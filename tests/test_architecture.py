@@ -196,9 +196,15 @@ def test_no_file_has_a_name_that_says_nothing() -> None:
 
 def test_the_public_names_are_exactly_these() -> None:
     assert amiss.__all__ == [
+        "DCGAN",
+        "EGBAD",
         "FYD",
         "MKD",
         "SPADE",
+        "WGAN",
+        "WGANGP",
+        "AnoGAN",
+        "FAnoGAN",
         "GANomaly",
         "ImageResult",
         "PaDiM",

@@ -18,6 +18,10 @@ if TYPE_CHECKING:
     from amiss.data.doctor import check
     from amiss.evaluation import evaluate
     from amiss.frames import predict_frames
+    from amiss.methods.anogan import AnoGAN
+    from amiss.methods.dcgan import DCGAN
+    from amiss.methods.egbad import EGBAD
+    from amiss.methods.fanogan import FAnoGAN
     from amiss.methods.fyd import FYD
     from amiss.methods.ganomaly import GANomaly
     from amiss.methods.mkd import MKD
@@ -25,15 +29,23 @@ if TYPE_CHECKING:
     from amiss.methods.patchcore import PatchCore
     from amiss.methods.spade import SPADE
     from amiss.methods.uninformed_students import UninformedStudents
+    from amiss.methods.wgan import WGAN
+    from amiss.methods.wgan_gp import WGANGP
     from amiss.outcome import Report
     from amiss.run import Run
     from amiss.runtime import load
     from amiss.types import ImageResult, Prediction, Record
 
 __all__ = [
+    "DCGAN",
+    "EGBAD",
     "FYD",
     "MKD",
     "SPADE",
+    "WGAN",
+    "WGANGP",
+    "AnoGAN",
+    "FAnoGAN",
     "GANomaly",
     "ImageResult",
     "PaDiM",
@@ -52,9 +64,15 @@ __all__ = [
 ]
 
 _PLACES = {
+    "DCGAN": "amiss.methods.dcgan",
+    "EGBAD": "amiss.methods.egbad",
     "FYD": "amiss.methods.fyd",
     "MKD": "amiss.methods.mkd",
     "SPADE": "amiss.methods.spade",
+    "WGAN": "amiss.methods.wgan",
+    "WGANGP": "amiss.methods.wgan_gp",
+    "AnoGAN": "amiss.methods.anogan",
+    "FAnoGAN": "amiss.methods.fanogan",
     "GANomaly": "amiss.methods.ganomaly",
     "ImageResult": "amiss.types",
     "PaDiM": "amiss.methods.padim",

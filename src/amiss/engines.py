@@ -48,6 +48,7 @@ class ExportedDetector:
         self.id: str = manifest["method"]
         height, width = config["image_size"]
         self.image_size = (int(height), int(width))
+        self.together, self.score_scale = 1, 0.0
         self.resize: ResizeMode = "letterbox" if config["resize"] == "letterbox" else "squash"
         self.window: str = training.get("window", "percentile")
         # One that was given at the fit: part of the graph, and here for whoever counts pixels.

@@ -66,14 +66,14 @@ def predict_records(
     runtime: Runtime,
     records: Sequence[Record],
     *,
-    batch_size: int = BATCH,
+    batch_size: int | None = None,
     roi: Path | None = None,
     window: str | None = None,
     on_error: OnError | None = None,
 ) -> Generator[tuple[Record, ImageResult], None, None]:
     """Judge files in order, decoding ahead. Without `on_error` an unreadable file raises."""
     stream = image_stream(runtime, records, roi=roi, window=window, on_error=on_error)
-    for batch in stream.batches(batch_size):
+    for batch in stream.batches(batch_size or max(BATCH, runtime.together)):
         prediction = runtime(batch.images, frame_rois(runtime, batch))
         for row, index in enumerate(batch.indices):
             record = records[int(index)]

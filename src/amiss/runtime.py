@@ -34,6 +34,8 @@ class Runtime(Protocol):
     window: str
     roi: Bool | None  # (h, w), where to look in every image
     calibration: Calibration | None
+    together: int  # images that are best judged at once
+    score_scale: float  # see `Detector.score_scale`
 
     def __call__(self, images: UInt8, rois: Bool | None) -> Prediction[Float32]:
         """images (B, h, w, 3) uint8, rois (B, h, w) bool or None -> score (B,), map (B, h, w)."""
@@ -69,9 +71,12 @@ class TorchRuntime:
         self.window: str = detector.training_facts.get("window", "percentile")
         self.roi = None if detector.roi is None else detector.roi.numpy()
         self.calibration = detector.calibration
+        self.together = detector.together
+        self.score_scale = detector.score_scale()
 
     def __call__(self, images: UInt8, rois: Bool | None) -> Prediction[Float32]:
-        """See `Runtime`. One image takes all threads; of several, each takes one."""
+        """See `Runtime`. One image takes all threads; of several, each takes one, unless they are
+        judged together."""
         import torch
 
         from amiss.learning.normals import to_tensors
@@ -88,6 +93,9 @@ class TorchRuntime:
         if len(x) == 1:
             with torch.inference_mode():
                 found = [judge(0)]
+        elif self.together > 1:
+            with torch.inference_mode():
+                found = [self.detector(x, roi)]
         else:
             with ImageWorkers() as workers:
                 found = workers.map(judge, range(len(x)))

@@ -91,7 +91,7 @@ def measure(
             wanted = expected[n]
             worst = np.maximum(worst, _differences(ours, wanted, floors))
             differ += _decides_otherwise(
-                reference, candidate, ours, wanted, tolerance if edge is None else edge
+                reference, candidate, ours, wanted, tolerance if edge is None else edge, floors[0]
             )
     return Parity(
         images=len(images), real_images=real, batch_sizes=BATCHES,
@@ -155,7 +155,7 @@ def _floors(reference: Runtime) -> tuple[float, float]:
     if calibration is None:
         return 1e-12, 1e-12
     peak = calibration.map_maxima
-    score = float(np.abs(np.median(calibration.scores)))
+    score = max(float(np.abs(np.median(calibration.scores))), reference.score_scale)
     return max(score, 1e-12), score if peak is None else max(float(np.abs(np.median(peak))), 1e-12)
 
 
@@ -179,14 +179,15 @@ def _decides_otherwise(
     found: Prediction[Float32],
     wanted: Prediction[Float32],
     edge: float,
+    floor: float,
 ) -> bool:
     """Whether the two decide differently, each by its own threshold, though the score of the
-    reference does not lie on the edge."""
+    reference does not lie on the edge, `edge` times the threshold or the `floor` wide."""
     old, new = reference.calibration, candidate.calibration
     if old is None or new is None:
         return False
     a, b = float(found.score[0]), float(wanted.score[0])
-    on_the_edge = abs(b - old.threshold) <= edge * abs(old.threshold)
+    on_the_edge = abs(b - old.threshold) <= edge * max(abs(old.threshold), floor)
     return (a > new.threshold) != (b > old.threshold) and not on_the_edge
 
 

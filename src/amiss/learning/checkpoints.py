@@ -40,12 +40,13 @@ class Checkpoints:
                 {k.removeprefix(under): v for k, v in kept.items() if k.startswith(under)}
             )
             state: dict[int, dict[str, Tensor]] = {}
+            weights = [w for group in player.optimizer.param_groups for w in group["params"]]
             for key, value in kept.items():
                 kind, _, rest = key.partition("|")
                 owner, _, rest = rest.partition("|")
                 if kind == "optimizer" and owner == name:
                     number, _, what = rest.partition("|")
-                    state.setdefault(int(number), {})[what] = value
+                    state.setdefault(int(number), {})[what] = _laid_out(value, weights[int(number)])
             groups = player.optimizer.state_dict()["param_groups"]
             player.optimizer.load_state_dict({"state": state, "param_groups": groups})
         self.log.restore(kept)
@@ -85,3 +86,10 @@ class Checkpoints:
 def _copy(value: Tensor) -> Tensor:
     """A copy that can be written: on the CPU, and in plain order whatever its layout."""
     return value.detach().cpu().clone(memory_format=torch.contiguous_format)
+
+
+def _laid_out(value: Tensor, weight: Tensor) -> Tensor:
+    """In the order of the weight that it belongs to: fused optimizers go through both alike."""
+    if value.shape != weight.shape:
+        return value
+    return torch.empty_like(weight, dtype=value.dtype, device=value.device).copy_(value)

@@ -18,7 +18,13 @@ METHODS = {
     "fyd": "amiss.methods.fyd:FYD",
     "uninformed_students": "amiss.methods.uninformed_students:UninformedStudents",
     "mkd": "amiss.methods.mkd:MKD",
+    "dcgan": "amiss.methods.dcgan:DCGAN",
+    "wgan": "amiss.methods.wgan:WGAN",
+    "wgan_gp": "amiss.methods.wgan_gp:WGANGP",
+    "anogan": "amiss.methods.anogan:AnoGAN",
+    "egbad": "amiss.methods.egbad:EGBAD",
     "ganomaly": "amiss.methods.ganomaly:GANomaly",
+    "fanogan": "amiss.methods.fanogan:FAnoGAN",
 }
 
 
@@ -51,7 +57,19 @@ ABOUT = {
         "exported graph runs forwards only",
         False,
     ),
+    "dcgan": About("Radford et al., ICLR 2016, arXiv 1511.06434", False, True, False),
+    "wgan": About("Arjovsky et al., ICML 2017, arXiv 1701.07875", False, True, False),
+    "wgan_gp": About("Gulrajani et al., NeurIPS 2017, arXiv 1704.00028", False, True, False),
+    "anogan": About(
+        "Schlegl et al., IPMI 2017, arXiv 1703.05921",
+        True,
+        "the closest image is searched by running the networks backwards, hundreds of times for "
+        "each image, and an exported graph runs forwards only",
+        False,
+    ),
+    "egbad": About("Zenati et al., arXiv 1802.06222", True, True, False),
     "ganomaly": About("Akcay et al., ACCV 2018, arXiv 1805.06725", True, True, False),
+    "fanogan": About("Schlegl et al., Medical Image Analysis 2019", True, True, False),
 }
 
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from amiss.data.geometry import fit_frame, resize_mask
 from amiss.data.images import read_mask
 from amiss.data.index import Source
-from amiss.errors import NotFittedError
+from amiss.errors import NotFittedError, OptionError
 from amiss.learning.normals import Normals
 from amiss.options import Config
 from amiss.run import Run
@@ -38,6 +38,7 @@ class Detector(nn.Module, ABC):
     exportable: ClassVar[bool | str]  # True, or the reason why not
     learns_from_anomalies: ClassVar[bool]
     trains: ClassVar[bool] = False  # by gradients: on a device, in a precision, with a log
+    together: ClassVar[int] = 1  # images that are judged at once; 1: each by itself, on its core
     config_type: ClassVar[type[Config]]
 
     def __init__(self, config: Config) -> None:
@@ -85,6 +86,11 @@ class Detector(nn.Module, ABC):
         """Why this fitted detector cannot be exported, or None."""
         return None if self.exportable is True else str(self.exportable)
 
+    def score_scale(self) -> float:
+        """How large the numbers are that a score is the difference of, where it is one: so much
+        larger than the score itself is what rounding takes from it."""
+        return 0.0
+
     def summary(self) -> str:
         """One sentence on what was learned, for the end of a fit."""
         return f"{self.id}: fitted"
@@ -93,6 +99,27 @@ class Detector(nn.Module, ABC):
         """Per image, which normal patch the most anomalous one was compared with; None where the
         method has no such thing. Keys: `image` (number of the training image), `box` (top, left,
         bottom, right as shares of its height and width), `distance`."""
+        return None
+
+    def sample(self, n: int, *, seed: int = 0) -> UInt8:
+        """n images (n, H, W, 3) uint8 RGB that the detector's generator makes of codes drawn by
+        `seed`.
+
+        Raises OptionError for a method that makes none, and NotFittedError.
+        """
+        raise OptionError(
+            f"{self.id} makes no images.",
+            hint="dcgan, wgan, wgan_gp, anogan, egbad and fanogan do.",
+        )
+
+    def pictures(self) -> list[tuple[int, UInt8]]:
+        """What a generator made of the same codes as it learned: (steps done, (n, H, W, 3) uint8),
+        in their order; empty where there is no generator."""
+        return []
+
+    def reconstruct(self, images: Tensor, roi: Tensor | None = None) -> Tensor | None:
+        """What the method's networks make of images (B, 3, H, W) uint8, in the same form; None
+        where they make nothing. Arguments as in `forward`."""
         return None
 
     def about(self) -> dict[str, Any]:

@@ -6,32 +6,27 @@ Training", ACCV 2018, arXiv 1805.06725.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
-from amiss.errors import DataError
-from amiss.learning.held_out import HeldOut, draw_held_out, score_held_out, told_held_out
-from amiss.learning.normals import Normals
+from amiss.learning.adversarial import adam, as_levels
 from amiss.learning.training_images import ImageBatch, TrainingImages
-from amiss.methods.base import Detector
+from amiss.methods.trained import TrainedConfig, TrainedDetector, drawn, inside
 from amiss.nn.gan import ConvEncoder, ConvGenerator, halvings, init_weights
-from amiss.nn.levels import as_gray, as_input
 from amiss.nn.losses import discriminator_loss, norms
 from amiss.options import Config, option
 from amiss.run import Run
-from amiss.training import Loop, Losses, Player, require_device, train
+from amiss.training import Loop, Losses, Player, train
 from amiss.types import Prediction
 
 _FOOLED_NOBODY = 1e-5  # the loss of a discriminator that is made anew by the code
 
 
 @dataclass(frozen=True, kw_only=True)
-class GANomalyConfig(Config):
+class GANomalyConfig(TrainedConfig):
     """Options of GANomaly."""
 
     image_size: tuple[int, int] = option(
@@ -44,9 +39,6 @@ class GANomalyConfig(Config):
         "a discriminator that is made anew when it has won",
         choices=("paper", "code"),
         paper="paper",
-    )
-    colors: str = option(
-        "rgb", "what of an image is learned: rgb, or gray, its mean", choices=("rgb", "gray")
     )
     latent_dim: int = option(100, "values of a code", low=1, high=4096, paper="100")
     width: int = option(64, "channels of the first layer", low=2, high=512, paper="64")
@@ -80,7 +72,7 @@ class Made(NamedTuple):
 
 def _shape(config: GANomalyConfig) -> dict[str, Any]:
     return {
-        "channels": 1 if config.colors == "gray" else 3,
+        "channels": config.channels,
         "width": config.width,
         "extra_layers": config.extra_layers,
     }
@@ -105,7 +97,7 @@ class Autoencoder(nn.Module):
         return Made(code, again, self.second_encoder(again))
 
 
-class GANomaly(Detector):
+class GANomaly(TrainedDetector):
     """GANomaly: the distance of an image's code from the code of what is made of it.
 
     Options as in `GANomalyConfig`, same names and defaults.
@@ -115,8 +107,6 @@ class GANomaly(Detector):
     paper: ClassVar[str] = "Akcay et al., ACCV 2018, arXiv 1805.06725"
     localizes: ClassVar[bool] = True
     exportable: ClassVar[bool | str] = True
-    learns_from_anomalies: ClassVar[bool] = False
-    trains: ClassVar[bool] = True
     config_type: ClassVar[type[Config]] = GANomalyConfig
     config: GANomalyConfig
 
@@ -141,53 +131,34 @@ class GANomaly(Detector):
         options.pop("self")
         options.pop("__class__")
         super().__init__(GANomalyConfig(**options))
-        self.networks: Autoencoder | None = None
-        self.facts: dict[str, Any] = {}
 
     # --- learning --------------------------------------------------------------------------
 
-    def learn(self, images: Normals, run: Run) -> HeldOut:
-        require_device(run)
-        apart = draw_held_out(images.groups().tolist(), run.seed)
-        mine = np.setdiff1d(np.arange(len(images)), apart)
-        if not len(apart) or len(mine) < 2:
-            raise DataError(
-                f"{len(images)} images cannot be trained on and kept apart as well.",
-                hint="Give at least three different normal images.",
-            )
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(run.seed)
-            self.networks = Autoencoder(self.config)
-            discriminator = self._discriminator()
-        data = TrainingImages(images, mine, run)
-        self.facts = {"images": len(mine), **self._train(data, discriminator, run)}
-        self.networks.requires_grad_(False)
-        self.eval()
-        return score_held_out(self.forward, images, apart, run, told_held_out(apart, images))
+    def _untrained(self) -> Autoencoder:
+        return Autoencoder(self.config)
 
     def _discriminator(self) -> ConvEncoder:
         return ConvEncoder(self.image_size, 1, **_shape(self.config))
 
-    def _train(self, data: TrainingImages, discriminator: ConvEncoder, run: Run) -> dict[str, Any]:
-        """Generator and second encoder against the discriminator; the facts of it."""
-        cfg, networks = self.config, self.networks
-        assert networks is not None
+    def _train(self, data: TrainingImages, run: Run) -> dict[str, Any]:
+        """Generator and second encoder against the discriminator."""
+        cfg = self.config
+        discriminator = drawn(self._discriminator, run.seed, 1)
         players = {
-            name: Player(
-                network,
-                torch.optim.Adam(network.parameters(), lr=cfg.learning_rate, betas=(0.5, 0.999)),
-            )
-            for name, network in (("generator", networks), ("discriminator", discriminator))
+            name: Player(network, adam(network, cfg.learning_rate, (0.5, 0.999)))
+            for name, network in (("generator", self.networks), ("discriminator", discriminator))
         }
 
         def step(loop: Loop, batch: ImageBatch) -> Losses:
-            x = self._input(batch.images, batch.rois)
+            x = self.prepared(batch)
             made: Made = loop.networks["generator"](x)
             losses = self._losses(loop, x, made, batch.rois)
             loop.backward(losses["loss"])
             loop.update("generator")
             judge = loop.networks["discriminator"]
-            loss = discriminator_loss(judge(x), judge(self._seen(made, batch.rois).detach()))
+            loss = discriminator_loss(
+                judge(x), judge(inside(made.reconstruction, batch.rois).detach())
+            )
             loop.backward(loss / 2 if cfg.variant == "code" else loss)
             loop.update("discriminator")
             if cfg.variant == "code" and self._has_won(loop, loss):
@@ -212,7 +183,7 @@ class GANomaly(Detector):
     def _losses(self, loop: Loop, x: Tensor, made: Made, rois: Tensor | None) -> dict[str, Tensor]:
         """L_adv, L_con, L_enc and their weighted sum, the means over the batch."""
         cfg = self.config
-        seen = self._seen(made, rois)
+        seen = inside(made.reconstruction, rois)
         with loop.frozen("discriminator") as judge:
             assert isinstance(judge, ConvEncoder)
             with torch.no_grad():
@@ -233,57 +204,19 @@ class GANomaly(Detector):
 
     # --- scoring ---------------------------------------------------------------------------
 
-    def _input(self, images: Tensor, rois: Tensor | None) -> Tensor:
-        """Levels -> x (B, C, H, W) in [-1, 1], 0 outside the regions of interest."""
-        x = as_input(images)
-        if self.config.colors == "gray":
-            x = as_gray(x)
-        return x if rois is None else x * rois[:, None]
-
-    def _seen(self, made: Made, rois: Tensor | None) -> Tensor:
-        """What was made, 0 outside the regions of interest as the image is."""
-        again = made.reconstruction
-        return again if rois is None else again * rois[:, None]
-
-    def forward(self, images: Tensor, roi: Tensor | None = None) -> Prediction[Tensor]:
-        self.require_fitted()
-        # One by one: no score depends on batch-mates in its last bit. An exported graph must not
-        # ask for the size of its batch.
-        if torch.compiler.is_compiling():
-            return self._judged(images, roi)
-        rois = [None] * len(images) if roi is None else roi.split(1)
-        found = [self._judged(x, r) for x, r in zip(images.split(1), rois, strict=True)]
-        maps = [one.anomaly_map for one in found if one.anomaly_map is not None]
-        return Prediction(torch.cat([one.score for one in found]), torch.cat(maps))
-
-    def _judged(self, images: Tensor, roi: Tensor | None) -> Prediction[Tensor]:
-        assert self.networks is not None
-        x = self._input(images, roi)
+    def _judged(self, x: Tensor, roi: Tensor | None) -> Prediction[Tensor]:
         made: Made = self.networks(x)
         coded = made.code - made.code_again
         score = coded.square().mean(1) if self.config.variant == "code" else coded.abs().sum(1)
-        return Prediction(score, (x - self._seen(made, roi)).abs().mean(1))
+        return Prediction(score, (x - inside(made.reconstruction, roi)).abs().mean(1))
+
+    def reconstruct(self, images: Tensor, roi: Tensor | None = None) -> Tensor | None:
+        self.require_fitted()
+        made: Made = self.networks(self.prepared(ImageBatch(images, roi)))
+        return as_levels(made.reconstruction).expand(-1, 3, -1, -1)
 
     def summary(self) -> str:
         height, width = self.image_size
         return f"codes of {self.config.latent_dim} values of {height} x {width} px, from " + (
             f"{self.facts['images']} images"
         )
-
-    # --- storing ---------------------------------------------------------------------------
-
-    @property
-    def is_fitted(self) -> bool:
-        return self.networks is not None
-
-    def artifact(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
-        assert self.networks is not None
-        tensors = {f"networks.{k}": v for k, v in self.networks.state_dict().items()}
-        return {"training": self.facts}, tensors
-
-    def restore(self, facts: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
-        with torch.random.fork_rng(devices=[]):
-            networks = Autoencoder(self.config).requires_grad_(False)
-        networks.load_state_dict({k.removeprefix("networks."): v for k, v in tensors.items()})
-        self.networks = networks.eval()
-        self.facts = dict(facts["training"])

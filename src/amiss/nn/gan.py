@@ -7,10 +7,12 @@ GANomaly took over.
 
 from __future__ import annotations
 
+import copy
 import math
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from amiss.errors import OptionError
 
@@ -38,8 +40,8 @@ def halvings(size: tuple[int, int]) -> int:
 class ConvEncoder(nn.Module):
     """images (B, C, H, W) -> (B, `out`): convolutions of stride 2 with twice the channels each.
 
-    With `out` = 1 it is the discriminator, whose answer is a logit. `features` are the activations
-    that its last layer takes in.
+    With `out` = 1 it is the discriminator, whose answer is a logit, or a critic. `features` are the
+    activations that its last layer takes in.
 
     Args:
         size: (H, W) of the images; see `halvings`.
@@ -47,10 +49,18 @@ class ConvEncoder(nn.Module):
         channels: of the images, C.
         width: channels of the first layer, 64 in the papers.
         extra_layers: 3 x 3 convolutions after the first one.
+        norm: "batch"; or, for a critic whose gradient is penalised, "layer" or "none".
     """
 
     def __init__(
-        self, size: tuple[int, int], out: int, *, channels: int, width: int, extra_layers: int = 0
+        self,
+        size: tuple[int, int],
+        out: int,
+        *,
+        channels: int,
+        width: int,
+        extra_layers: int = 0,
+        norm: str = "batch",
     ) -> None:
         super().__init__()
         count = halvings(size)
@@ -58,13 +68,13 @@ class ConvEncoder(nn.Module):
         for _ in range(extra_layers):
             layers += [
                 nn.Conv2d(width, width, 3, padding=1, bias=False),
-                nn.BatchNorm2d(width),
+                *_norm(norm, width),
                 nn.LeakyReLU(_SLOPE, inplace=True),
             ]
         for _ in range(count - 1):
             layers += [
                 _down(width, 2 * width),
-                nn.BatchNorm2d(2 * width),
+                *_norm(norm, 2 * width),
                 nn.LeakyReLU(_SLOPE, inplace=True),
             ]
             width *= 2
@@ -133,6 +143,32 @@ def init_weights(network: nn.Module) -> None:
         elif isinstance(module, nn.BatchNorm2d):
             nn.init.normal_(module.weight, 1.0, 0.02)
             nn.init.zeros_(module.bias)
+
+
+def folded(body: nn.Sequential) -> nn.Sequential:
+    """A body that computes what `body` does in eval mode, with every batch norm drawn into the
+    convolution before it; for networks that learn no more."""
+    layers: list[nn.Module] = []
+    for layer in body:
+        if not isinstance(layer, nn.BatchNorm2d):
+            layers.append(copy.deepcopy(layer))
+            continue
+        conv = layers[-1]
+        assert isinstance(conv, nn.Conv2d | nn.ConvTranspose2d)
+        assert layer.running_mean is not None and layer.running_var is not None
+        conv.weight, conv.bias = fuse_conv_bn_weights(
+            conv.weight, conv.bias, layer.running_mean, layer.running_var, layer.eps,
+            layer.weight, layer.bias, transpose=isinstance(conv, nn.ConvTranspose2d),
+        )  # fmt: skip
+    merged = nn.Sequential(*layers).eval().requires_grad_(False)
+    return merged.to(memory_format=torch.channels_last)
+
+
+def _norm(kind: str, channels: int) -> list[nn.Module]:
+    """ "layer" goes by the statistics of each image, with a scale and an offset per channel."""
+    if kind == "none":
+        return []
+    return [nn.BatchNorm2d(channels) if kind == "batch" else nn.GroupNorm(1, channels)]
 
 
 def _down(before: int, after: int) -> nn.Conv2d:

@@ -1,0 +1,262 @@
+"""AnoGAN: the closest image that a generator of normal images can make, found by gradients.
+
+Schlegl, Seeböck, Waldstein, Schmidt-Erfurth, Langs, "Unsupervised Anomaly Detection with Generative
+Adversarial Networks to Guide Marker Discovery", IPMI 2017, arXiv 1703.05921.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from amiss.learning.adversarial import Logarithmic, as_levels, draw_codes, measured_diversity
+from amiss.learning.held_out import HeldOut, judge_held_out, told_held_out
+from amiss.learning.normals import Normals, to_tensors
+from amiss.learning.training_images import ImageBatch, TrainingImages
+from amiss.methods.trained import GenerativeConfig, GenerativeDetector, Pair, inside
+from amiss.nn.gan import ConvEncoder, ConvGenerator, folded, halvings
+from amiss.nn.latent_search import Search, search_codes
+from amiss.options import Config, option
+from amiss.run import Run
+from amiss.types import Int64, Prediction
+
+_OF_SEARCH = (
+    "feature_weight", "discrimination", "reduction", "search_steps", "search_rate", "restarts",
+    "keep", "patience", "tolerance", "clamp_codes",
+)  # fmt: skip
+_OBSTACLE = (
+    "the closest image is searched by running the networks backwards, hundreds of times for each "
+    "image, and an exported graph runs forwards only"
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class AnoGANConfig(GenerativeConfig):
+    """Options of AnoGAN."""
+
+    image_size: tuple[int, int] = option(
+        (64, 64), "height and width of the networks' input, in pixels", low=16, high=256,
+        paper="64x64",
+    )  # fmt: skip
+    epochs: int = option(
+        20, "passes over the training images, each of whole batches", low=1, high=100_000
+    )
+    learning_rate: float = option(2e-4, "of Adam, of the generator's training", low=1e-7, high=1)
+    beta1: float = option(0.5, "of it", low=0, high=0.9999)
+    feature_weight: float = option(
+        0.1, "lambda: the share of the features in the loss", low=0, high=1, paper="0.1"
+    )
+    discrimination: str = option(
+        "features",
+        "the second term: features of the discriminator, or logits, how little it takes the made "
+        "image for a real one",
+        choices=("features", "logits"),
+        paper="features",
+    )
+    reduction: str = option(
+        "sum", "of pixels and of features: their sum, or their mean, which changes what "
+        "feature_weight means", choices=("sum", "mean"), paper="sum",
+    )  # fmt: skip
+    search_steps: int = option(
+        500, "Gamma: steps of the search for an image", low=1, high=100_000, paper="500"
+    )
+    search_rate: float = option(
+        0.01, "of the search's Adam: a tenth of it after two fifths of the steps, a twentieth "
+        "after three", low=1e-6, high=10,
+    )  # fmt: skip
+    restarts: int = option(1, "searches from other codes; the best counts", low=1, high=100)
+    keep: str = option(
+        "last", "which code of a search counts: the last, or the best", choices=("last", "best"),
+        paper="last",
+    )  # fmt: skip
+    patience: int = option(
+        0, "an image stops that has not come closer in so many steps; 0: none does", low=0,
+        high=100_000, paper="0",
+    )  # fmt: skip
+    tolerance: float = option(0.01, "the share of its loss that is closer", low=0, high=1)
+    clamp_codes: bool = option(False, "keep codes of a uniform prior in [-1, 1]")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        halvings(self.image_size)
+        if self.patience == 0:
+            self.refuse_unused(("tolerance",), "patience is 0, so no image stops")
+        if self.latent != "uniform":
+            self.refuse_unused(("clamp_codes",), "the prior of the codes has no bound")
+
+
+class _Closest(NamedTuple):
+    """Of images (B, ...): the loss (B,) at the code found, and the image (B, C, H, W) it makes."""
+
+    loss: Tensor
+    image: Tensor
+
+
+class AnoGAN(GenerativeDetector):
+    """AnoGAN: A(x) = (1 - lambda) sum|x - G(z)| + lambda sum|f(x) - f(G(z))| at the code z found.
+
+    Options as in `AnoGANConfig`, same names and defaults.
+    """
+
+    id: ClassVar[str] = "anogan"
+    paper: ClassVar[str] = "Schlegl et al., IPMI 2017, arXiv 1703.05921"
+    localizes: ClassVar[bool] = True
+    exportable: ClassVar[bool | str] = _OBSTACLE
+    together: ClassVar[int] = 64
+    config_type: ClassVar[type[Config]] = AnoGANConfig
+    config: AnoGANConfig
+
+    def __init__(  # noqa: PLR0913 - one keyword per option, so that a typo is a TypeError
+        self,
+        *,
+        image_size: tuple[int, int] = AnoGANConfig.image_size,
+        resize: str = AnoGANConfig.resize,
+        colors: str = AnoGANConfig.colors,
+        latent_dim: int = AnoGANConfig.latent_dim,
+        latent: str = AnoGANConfig.latent,
+        width: int = AnoGANConfig.width,
+        epochs: int = AnoGANConfig.epochs,
+        batch_size: int = AnoGANConfig.batch_size,
+        learning_rate: float = AnoGANConfig.learning_rate,
+        beta1: float = AnoGANConfig.beta1,
+        feature_weight: float = AnoGANConfig.feature_weight,
+        discrimination: str = AnoGANConfig.discrimination,
+        reduction: str = AnoGANConfig.reduction,
+        search_steps: int = AnoGANConfig.search_steps,
+        search_rate: float = AnoGANConfig.search_rate,
+        restarts: int = AnoGANConfig.restarts,
+        keep: str = AnoGANConfig.keep,
+        patience: int = AnoGANConfig.patience,
+        tolerance: float = AnoGANConfig.tolerance,
+        clamp_codes: bool = AnoGANConfig.clamp_codes,
+    ) -> None:
+        options = dict(locals())
+        options.pop("self")
+        options.pop("__class__")
+        super().__init__(AnoGANConfig(**options))
+        self._searched: tuple[nn.Module, nn.Module, nn.Module] | None = None
+
+    # --- learning --------------------------------------------------------------------------
+
+    def _untrained(self) -> Pair:
+        cfg = self.config
+        shape: dict[str, Any] = {"channels": cfg.channels, "width": cfg.width}
+        generator = ConvGenerator(cfg.image_size, cfg.latent_dim, **shape)
+        return Pair(self._maker(generator), ConvEncoder(cfg.image_size, 1, **shape))
+
+    def _train(self, data: TrainingImages, run: Run) -> dict[str, Any]:
+        cfg = self.config
+        rules = Logarithmic(cfg.learning_rate, (cfg.beta1, 0.999))
+        history = rules.train(self._duel(data), run, self._job(run, without=_OF_SEARCH))
+        spread = measured_diversity(self.networks.maker, data, self.prepared, run)
+        return {**history.facts(), "sample_diversity": spread}
+
+    def _calibration(self, images: Normals, apart: Int64, run: Run) -> HeldOut:
+        """All images held out at once, or as many as are judged together."""
+        found: dict[int, tuple[Prediction[Tensor], Tensor | None]] = {}
+        for batch in images.only(apart, self.together):
+            x, rois = to_tensors(batch.images, batch.rois)
+            with torch.inference_mode():
+                judged = self(x, rois)
+            assert judged.anomaly_map is not None
+            for i, number in enumerate(batch.indices.tolist()):
+                one = Prediction(judged.score[i : i + 1], judged.anomaly_map[i : i + 1])
+                found[number] = one, None if rois is None else rois[i : i + 1]
+            run.progress("search", len(found), len(apart))
+        return judge_held_out(found.__getitem__, apart, run, told_held_out(apart, images))
+
+    # --- scoring ---------------------------------------------------------------------------
+
+    def forward(self, images: Tensor, roi: Tensor | None = None) -> Prediction[Tensor]:
+        self.require_fitted()
+        x = self.prepared(ImageBatch(images, roi))
+        return self._judged(x, roi)
+
+    def _judged(self, x: Tensor, roi: Tensor | None) -> Prediction[Tensor]:
+        found = self._closest(x, roi)
+        return Prediction(found.loss, (x - inside(found.image, roi)).abs().mean(1))
+
+    def reconstruct(self, images: Tensor, roi: Tensor | None = None) -> Tensor | None:
+        self.require_fitted()
+        found = self._closest(self.prepared(ImageBatch(images, roi)), roi)
+        return as_levels(found.image).expand(-1, 3, -1, -1)
+
+    def _closest(self, x: Tensor, roi: Tensor | None) -> _Closest:
+        """The images that the generator comes closest to x with: a search, then its last step."""
+        cfg = self.config
+        with torch.inference_mode(mode=False), torch.no_grad():
+            x = x.clone()  # of no inference, which autograd would not take
+            rois = None if roi is None else roi.clone()
+            wanted = self._features(x)
+
+            def loss_of(codes: Tensor, numbers: Tensor) -> Tensor:
+                mask = None if rois is None else rois[numbers]
+                return self._loss(codes, x[numbers], mask, wanted[numbers])[0]
+
+            best: _Closest | None = None
+            for seed in range(cfg.restarts):
+                # All images start from the same code: a score is of its image alone.
+                start = draw_codes(1, cfg.latent_dim, cfg.latent, like=x, seed=seed)
+                codes = search_codes(loss_of, start.expand(len(x), -1), self._search())
+                found = _Closest(*self._loss(codes, x, rois, wanted))
+                if best is not None:
+                    closer = found.loss < best.loss
+                    image = torch.where(closer[:, None, None, None], found.image, best.image)
+                    found = _Closest(torch.minimum(found.loss, best.loss), image)
+                best = found
+            assert best is not None
+            return best
+
+    def _search(self) -> Search:
+        cfg = self.config
+        return Search(
+            cfg.search_steps, cfg.search_rate, patience=cfg.patience, tolerance=cfg.tolerance,
+            bound=1.0 if cfg.clamp_codes else None, keep_best=cfg.keep == "best",
+        )  # fmt: skip
+
+    def _loss(
+        self, codes: Tensor, x: Tensor, roi: Tensor | None, wanted: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """L(z) = (1 - lambda) R(z) + lambda D(z) of codes (B, d), and G(z)."""
+        cfg = self.config
+        make, _, head = self._frozen()
+        made = make(codes[:, :, None, None])
+        seen = inside(made, roi)
+        residual = (x - seen).abs().flatten(1)
+        features = self._features(seen)
+        if cfg.discrimination == "logits":
+            apart = F.softplus(-head(features))
+        else:
+            apart = (wanted - features).abs()
+        of = torch.sum if cfg.reduction == "sum" else torch.mean
+        weight = cfg.feature_weight
+        loss = (1 - weight) * of(residual, 1) + weight * of(apart.flatten(1), 1)
+        return loss, made
+
+    def _features(self, x: Tensor) -> Tensor:
+        """f(x): what the discriminator's last layer takes in."""
+        found: Tensor = self._frozen()[1](x)
+        return found
+
+    def _frozen(self) -> tuple[nn.Module, nn.Module, nn.Module]:
+        """Generator, body and head of the discriminator as a search runs them: without batch norms
+        of their own."""
+        if self._searched is None:
+            networks = self.networks
+            body = folded(networks.critic.body)
+            # Not as modules of the detector: they are these networks once more.
+            made = folded(networks.maker.generator.body), body, networks.critic.head
+            object.__setattr__(self, "_searched", made)
+        assert self._searched is not None
+        return self._searched
+
+    def summary(self) -> str:
+        height, width = self.image_size
+        return (
+            f"generator of {height} x {width} px from codes of {self.config.latent_dim} values, "
+            f"from {self.facts['images']} images; {self.config.search_steps} steps to judge one"
+        )

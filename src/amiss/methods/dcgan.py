@@ -1,0 +1,98 @@
+"""DCGAN: a generator of images, and its discriminator as the plainest of all detectors.
+
+Radford, Metz, Chintala, "Unsupervised Representation Learning with Deep Convolutional Generative
+Adversarial Networks", ICLR 2016, arXiv 1511.06434.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from torch import Tensor
+
+from amiss.learning.adversarial import Logarithmic, measured_diversity
+from amiss.learning.training_images import TrainingImages
+from amiss.methods.trained import GenerativeConfig, GenerativeDetector, Pair
+from amiss.nn.gan import ConvEncoder, ConvGenerator, halvings
+from amiss.options import Config, option
+from amiss.run import Run
+from amiss.types import Prediction
+
+
+@dataclass(frozen=True, kw_only=True)
+class DCGANConfig(GenerativeConfig):
+    """Options of DCGAN."""
+
+    image_size: tuple[int, int] = option(
+        (64, 64), "height and width of the networks' input, in pixels", low=16, high=256,
+        paper="64x64",
+    )  # fmt: skip
+    learning_rate: float = option(2e-4, "of Adam", low=1e-7, high=1, paper="2e-4")
+    beta1: float = option(0.5, "of Adam", low=0, high=0.9999, paper="0.5")
+    generator_loss: str = option(
+        "nonsaturating",
+        "what the generator descends: -log D(G(z)), as all code does, or minimax, "
+        "log(1 - D(G(z))), as the formula has it",
+        choices=("nonsaturating", "minimax"),
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        halvings(self.image_size)
+
+
+class DCGAN(GenerativeDetector):
+    """DCGAN: -logit of D(x), of a discriminator that learned to tell images from made ones.
+
+    It was never shown anything amiss, and what it learned to see are the faults of a generator: a
+    baseline. Options as in `DCGANConfig`, same names and defaults.
+    """
+
+    id: ClassVar[str] = "dcgan"
+    paper: ClassVar[str] = "Radford et al., ICLR 2016, arXiv 1511.06434"
+    localizes: ClassVar[bool] = False
+    exportable: ClassVar[bool | str] = True
+    config_type: ClassVar[type[Config]] = DCGANConfig
+    config: DCGANConfig
+
+    def __init__(  # noqa: PLR0913 - one keyword per option, so that a typo is a TypeError
+        self,
+        *,
+        image_size: tuple[int, int] = DCGANConfig.image_size,
+        resize: str = DCGANConfig.resize,
+        colors: str = DCGANConfig.colors,
+        latent_dim: int = DCGANConfig.latent_dim,
+        latent: str = DCGANConfig.latent,
+        width: int = DCGANConfig.width,
+        epochs: int = DCGANConfig.epochs,
+        batch_size: int = DCGANConfig.batch_size,
+        learning_rate: float = DCGANConfig.learning_rate,
+        beta1: float = DCGANConfig.beta1,
+        generator_loss: str = DCGANConfig.generator_loss,
+    ) -> None:
+        options = dict(locals())
+        options.pop("self")
+        options.pop("__class__")
+        super().__init__(DCGANConfig(**options))
+
+    def _untrained(self) -> Pair:
+        cfg = self.config
+        shape: dict[str, Any] = {"channels": cfg.channels, "width": cfg.width}
+        generator = ConvGenerator(cfg.image_size, cfg.latent_dim, **shape)
+        return Pair(self._maker(generator), ConvEncoder(cfg.image_size, 1, **shape))
+
+    def _train(self, data: TrainingImages, run: Run) -> dict[str, Any]:
+        cfg = self.config
+        rules = Logarithmic(cfg.learning_rate, (cfg.beta1, 0.999), cfg.generator_loss)
+        history = rules.train(self._duel(data), run, self._job(run))
+        spread = measured_diversity(self.networks.maker, data, self.prepared, run)
+        return {**history.facts(), "sample_diversity": spread}
+
+    def _judged(self, x: Tensor, roi: Tensor | None) -> Prediction[Tensor]:
+        # As log D(x) ranks, and without its end, where many images would have the same score.
+        return Prediction(-self.networks.critic(x)[:, 0], None)
+
+    def summary(self) -> str:
+        height, width = self.image_size
+        return f"discriminator of {height} x {width} px, from {self.facts['images']} images"

@@ -1,0 +1,224 @@
+"""EGBAD: a generator and an encoder that learn to undo one another, and what they cannot.
+
+Zenati, Foo, Lecouat, Manek, Chandrasekhar, "Efficient GAN-Based Anomaly Detection", 2018,
+arXiv 1802.06222.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar, cast
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from amiss.learning.adversarial import Maker, adam, as_levels, measured_diversity
+from amiss.learning.training_images import ImageBatch, TrainingImages
+from amiss.methods.trained import GenerativeConfig, GenerativeDetector, Pair, inside
+from amiss.nn.bigan import Averaged, PairDiscriminator, SmallEncoder, SmallGenerator, quarter
+from amiss.nn.gan import ConvEncoder, ConvGenerator, halvings
+from amiss.nn.losses import discriminator_loss, generator_loss
+from amiss.options import Config, option
+from amiss.run import Run
+from amiss.training import Loop, Losses, Player, train
+from amiss.types import Prediction
+
+
+@dataclass(frozen=True, kw_only=True)
+class EGBADConfig(GenerativeConfig):
+    """Options of EGBAD."""
+
+    image_size: tuple[int, int] = option(
+        (28, 28), "height and width of the networks' input, in pixels", low=16, high=256,
+        paper="28x28",
+    )  # fmt: skip
+    network: str = option(
+        "small",
+        "small: the authors' networks for MNIST; or deep: DCGAN's, for larger images",
+        choices=("small", "deep"),
+        paper="small",
+    )
+    latent_dim: int = option(200, "d: values of a code", low=1, high=4096, paper="200")
+    width: int = option(
+        64, "channels of the first layer, of small networks the discriminator's", low=2, high=512,
+        paper="64",
+    )  # fmt: skip
+    epochs: int = option(
+        100, "passes over the training images, each of whole batches", low=1, high=100_000
+    )
+    batch_size: int = option(100, "images of a step", low=2, high=4096, paper="100")
+    learning_rate: float = option(1e-5, "of every Adam", low=1e-7, high=1, paper="1e-5")
+    beta1: float = option(0.5, "of it", low=0, high=0.9999, paper="0.5")
+    average: float = option(
+        0.999, "of the running mean of all weights, which judges", low=0, high=0.99999,
+        paper="0.999",
+    )  # fmt: skip
+    cycle_weight: float = option(
+        0.0, "of mean |x - G(E(x))| in the losses of G and E, which the paper has not", low=0,
+        high=1e6, paper="0",
+    )  # fmt: skip
+    discrimination_weight: float = option(
+        0.1, "w: the share of the discriminator in the score", low=0, high=1, paper="0.1"
+    )
+    discrimination: str = option(
+        "features",
+        "the second term: features of the discriminator, or logits, how little it takes what is "
+        "made again for a pair",
+        choices=("features", "logits"),
+        paper="features",
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.network == "small":
+            quarter(self.image_size)
+        else:
+            halvings(self.image_size)
+
+
+class EGBAD(GenerativeDetector):
+    """EGBAD: A(x) = (1 - w) ||x - G(E(x))||_1 + w ||f(x, E(x)) - f(G(E(x)), E(x))||_1.
+
+    Options as in `EGBADConfig`, same names and defaults.
+    """
+
+    id: ClassVar[str] = "egbad"
+    paper: ClassVar[str] = "Zenati et al., arXiv 1802.06222"
+    localizes: ClassVar[bool] = True
+    exportable: ClassVar[bool | str] = True
+    config_type: ClassVar[type[Config]] = EGBADConfig
+    config: EGBADConfig
+
+    def __init__(  # noqa: PLR0913 - one keyword per option, so that a typo is a TypeError
+        self,
+        *,
+        image_size: tuple[int, int] = EGBADConfig.image_size,
+        resize: str = EGBADConfig.resize,
+        colors: str = EGBADConfig.colors,
+        network: str = EGBADConfig.network,
+        latent_dim: int = EGBADConfig.latent_dim,
+        latent: str = EGBADConfig.latent,
+        width: int = EGBADConfig.width,
+        epochs: int = EGBADConfig.epochs,
+        batch_size: int = EGBADConfig.batch_size,
+        learning_rate: float = EGBADConfig.learning_rate,
+        beta1: float = EGBADConfig.beta1,
+        average: float = EGBADConfig.average,
+        cycle_weight: float = EGBADConfig.cycle_weight,
+        discrimination_weight: float = EGBADConfig.discrimination_weight,
+        discrimination: str = EGBADConfig.discrimination,
+    ) -> None:
+        options = dict(locals())
+        options.pop("self")
+        options.pop("__class__")
+        super().__init__(EGBADConfig(**options))
+
+    # --- learning --------------------------------------------------------------------------
+
+    def _untrained(self) -> Pair:
+        cfg = self.config
+        size, dim, is_small = cfg.image_size, cfg.latent_dim, cfg.network == "small"
+        shape: dict[str, Any] = {"channels": cfg.channels}
+        critic = PairDiscriminator(size, dim, width=cfg.width, is_small=is_small, **shape)
+        if is_small:
+            maker = self._maker(SmallGenerator(size, dim, **shape))
+            return Pair(maker, critic, encoder=SmallEncoder(size, dim, **shape))
+        maker = self._maker(ConvGenerator(size, dim, width=cfg.width, **shape))
+        return Pair(maker, critic, encoder=ConvEncoder(size, dim, width=cfg.width, **shape))
+
+    def _train(self, data: TrainingImages, run: Run) -> dict[str, Any]:
+        cfg = self.config
+        pair = self.networks
+        learning = {
+            "generator": Averaged(pair.maker),
+            "encoder": Averaged(pair.encoder),
+            "critic": Averaged(pair.critic),
+        }
+        players = {
+            name: Player(one, adam(one.network, cfg.learning_rate, (cfg.beta1, 0.999)))
+            for name, one in learning.items()
+        }
+        steps = cfg.epochs * max(1, len(data) // min(cfg.batch_size, len(data)))
+
+        def step(loop: Loop, batch: ImageBatch) -> Losses:
+            losses = self._step(loop, batch, data)
+            for one in learning.values():
+                one.follow(cfg.average)
+            cast(Maker, learning["generator"].average).remember(loop.step + 1, steps)
+            return losses
+
+        history = train(
+            players, data, step, epochs=cfg.epochs, batch_size=cfg.batch_size, run=run,
+            job=self._job(run, without=("discrimination", "discrimination_weight")),
+        )  # fmt: skip
+        averages = {name: one.average for name, one in learning.items()}
+        self.networks = Pair(
+            cast(Maker, averages["generator"]), averages["critic"], encoder=averages["encoder"]
+        )
+        self.networks.eval()
+        spread = measured_diversity(self.networks.maker, data, self.prepared, run)
+        return {**history.facts(), "sample_diversity": spread}
+
+    def _step(self, loop: Loop, batch: ImageBatch, data: TrainingImages) -> dict[str, Tensor]:
+        """D on the batch; then G and E, each against the new D, on another draw of images."""
+        judge = loop.networks["critic"]
+        generator, encoder = loop.networks["generator"], loop.networks["encoder"]
+        x = self.prepared(batch)
+        codes = self._draw(len(x), x)
+        with torch.no_grad():
+            made, coded = generator(codes), encoder(x)
+        loss = discriminator_loss(judge(x, coded), judge(made, codes))
+        loop.backward(loss)
+        loop.update("critic")
+        other = data.at(torch.randperm(len(data))[: len(x)].numpy())
+        again: ImageBatch = loop.fabric.to_device(other)
+        x = self.prepared(again)
+        codes = self._draw(len(x), x)
+        with loop.frozen("critic") as wrapped:
+            frozen = cast(Averaged, wrapped).network
+            of_maker = generator_loss(frozen(generator(codes), codes))
+            coded = encoder(x)
+            of_encoder = F.softplus(frozen(x, coded).float()).mean()
+        both = of_maker + of_encoder
+        reported = {"discriminator": loss.detach(), "generator": of_maker.detach(),
+                    "encoder": of_encoder.detach()}  # fmt: skip
+        if self.config.cycle_weight > 0:
+            cycle = (x - inside(generator(coded), again.rois)).abs().float().mean()
+            both = both + self.config.cycle_weight * cycle
+            reported["cycle"] = cycle.detach()
+        loop.backward(both)
+        loop.update("generator")
+        loop.update("encoder")
+        return reported
+
+    def _draw(self, n: int, like: Tensor) -> Tensor:
+        maker: Maker = self.networks.maker
+        return maker.draw(n, like=like)
+
+    # --- scoring ---------------------------------------------------------------------------
+
+    def _judged(self, x: Tensor, roi: Tensor | None) -> Prediction[Tensor]:
+        cfg, networks = self.config, self.networks
+        code = networks.encoder(x)
+        again = inside(networks.maker(code), roi)
+        apart = (x - again).abs()
+        features = networks.critic.features(again, code)
+        if cfg.discrimination == "logits":
+            said = F.softplus(-networks.critic.head(features))[:, 0]
+        else:
+            said = (networks.critic.features(x, code) - features).abs().sum(1)
+        w = cfg.discrimination_weight
+        return Prediction((1 - w) * apart.sum((1, 2, 3)) + w * said, apart.mean(1))
+
+    def reconstruct(self, images: Tensor, roi: Tensor | None = None) -> Tensor | None:
+        self.require_fitted()
+        code = self.networks.encoder(self.prepared(ImageBatch(images, roi)))
+        return as_levels(self.networks.maker(code)).expand(-1, 3, -1, -1)
+
+    def summary(self) -> str:
+        height, width = self.image_size
+        return (
+            f"encoder and generator of {height} x {width} px and codes of "
+            f"{self.config.latent_dim} values, from {self.facts['images']} images"
+        )
