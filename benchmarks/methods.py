@@ -28,7 +28,9 @@ from machine import answer, child, describe, peak_mib, read_task, versions, writ
 OPTIONS: dict[str, dict[str, Any]] = {"spade": {"num_images": 5}}
 CLASSES = {
     "patchcore": "PatchCore", "padim": "PaDiM", "spade": "SPADE", "fyd": "FYD",
-    "uninformed_students": "UninformedStudents", "mkd": "MKD",
+    "uninformed_students": "UninformedStudents", "mkd": "MKD", "dcgan": "DCGAN", "wgan": "WGAN",
+    "wgan_gp": "WGANGP", "anogan": "AnoGAN", "egbad": "EGBAD", "ganomaly": "GANomaly",
+    "fanogan": "FAnoGAN",
 }  # fmt: skip
 MAX_DEGREES, MAX_SHIFT = 15.0, 0.05
 PACKAGES = ("amiss", "torch", "numpy", "pillow")
@@ -54,7 +56,9 @@ def main() -> None:
     for source in options.data:
         with tempfile.TemporaryDirectory() as folder:
             data = misaligned(Path(source), Path(folder)) if options.misalign else source
-            name = Path(source).name + (" misaligned" if options.misalign else "")
+            protocol, _, folder = source.rpartition(":")
+            name = f"{protocol}:{Path(folder).name}" if protocol else Path(folder).name
+            name += " misaligned" if options.misalign else ""
             report["sets"][name] = compare(str(data), options)
         print_table(name, report["sets"][name])
     if options.output:

@@ -53,6 +53,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "amiss.cli",
         "amiss.cli_fit",
         "amiss.cli_export",
+        "amiss.cli_sample",
         "amiss.__main__",
     ),
 )

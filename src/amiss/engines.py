@@ -126,6 +126,13 @@ class ExportedDetector:
     def evidence(self, images: UInt8, rois: Bool | None) -> None:
         """None: a graph does not say which normal patch it compared with."""
 
+    def reconstruct(self, images: UInt8, rois: Bool | None) -> None:
+        """None: a graph does not hand out what it makes on the way."""
+
+    def pictures(self) -> list[tuple[int, UInt8]]:
+        """None: they stay with the detector's own file."""
+        return []
+
     def about(self) -> dict[str, Any]:
         """What the report says about how the detector came to be, without its long lists."""
         training = {k: v for k, v in self.training_facts.items() if k not in {"files", "root"}}

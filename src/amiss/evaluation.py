@@ -130,6 +130,7 @@ def _report(
         peak_memory_mib=round(peak_mib(), 1),
         versions=versions(),
         notes=notes,
+        pictures=detector.pictures(),
         judged_at=datetime.now(UTC).isoformat(timespec="seconds"),
     )
 
@@ -331,15 +332,23 @@ def _operating_point(runtime: Runtime, judged: Sequence[Judged]) -> dict[str, An
 
 
 def add_evidence(detector: Fitted, judged: Sequence[Judged]) -> None:
-    """Name, for these images, the normal patch that the most anomalous one was compared with."""
+    """Add to these images the normal patch that the most anomalous one was compared with, and what
+    the detector's networks make of them, where there are such things."""
     runtime = as_runtime(detector)
     files = detector.training_facts.get("files", [])
     root = detector.training_facts.get("root")
     records = [Record(row.path, row.label, crop=row.crop, roi=row.roi) for row in judged]
     for batch in image_stream(runtime, records).batches(BATCH):
-        found = runtime.evidence(batch.images, frame_rois(runtime, batch))
+        rois = frame_rois(runtime, batch)
+        made = runtime.reconstruct(batch.images, rois)
+        if made is not None:
+            for row, picture in enumerate(made):
+                judged[int(batch.indices[row])].made = picture
+        found = runtime.evidence(batch.images, rois)
         if found is None:
-            return
+            if made is None:
+                return
+            continue
         for row, facts in enumerate(found):
             nearest = _normal_patch(files[facts["image"]], root, facts["box"], runtime)
             box = _in_pixels(facts["query_box"], batch.geometries[row])

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from amiss.data.geometry import Geometry
-from amiss.types import ANOMALOUS, NORMAL, Float32, Float64, ImageResult, Int64, Region
+from amiss.types import ANOMALOUS, NORMAL, Float32, Float64, ImageResult, Int64, Region, UInt8
 
 _RATES = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2)
 
@@ -45,7 +45,8 @@ class Judged:
     size. `mask` is the file of the truth, or several, as in `Record`. `nearest` names the normal
     training image, and the patch of it, that the most anomalous patch was compared with (methods
     with a memory bank): keys `path` (str), `box` (top, left, bottom, right in pixels of that
-    image), `distance` (float); None elsewhere.
+    image), `distance` (float); None elsewhere. `made` (h, w, 3) is what the detector's networks
+    make of the image, at the input size; None where they make nothing.
     """
 
     path: Path
@@ -58,6 +59,7 @@ class Judged:
     geometry: Geometry | None = None
     roi: Path | None = None
     nearest: dict[str, Any] | None = None
+    made: UInt8 | None = None
 
 
 @dataclass(slots=True)
@@ -92,6 +94,7 @@ class Report:
     peak_memory_mib: float
     versions: dict[str, str]
     notes: list[str] = field(default_factory=list)
+    pictures: list[tuple[int, UInt8]] = field(default_factory=list)  # see `Detector.pictures`
     judged_at: str = ""  # date and time, UTC, ISO 8601
 
     @property

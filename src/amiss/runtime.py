@@ -43,6 +43,9 @@ class Runtime(Protocol):
     def evidence(self, images: UInt8, rois: Bool | None) -> list[dict[str, Any]] | None:
         """See `Detector.evidence`; None where the engine cannot say."""
 
+    def reconstruct(self, images: UInt8, rois: Bool | None) -> UInt8 | None:
+        """(B, h, w, 3): see `Detector.reconstruct`; None where the engine cannot say."""
+
 
 class Fitted(Protocol):
     """A detector that can be judged and recalibrated: a `Detector` or an `ExportedDetector`."""
@@ -55,6 +58,9 @@ class Fitted(Protocol):
 
     def about(self) -> dict[str, Any]:
         """How it came to be, for reports."""
+
+    def pictures(self) -> list[tuple[int, UInt8]]:
+        """See `Detector.pictures`."""
 
     def save(self, path: str | Path) -> Path:
         """Write it to a file."""
@@ -111,6 +117,16 @@ class TorchRuntime:
 
         with torch.inference_mode():
             return self.detector.evidence(*to_tensors(images, rois))
+
+    def reconstruct(self, images: UInt8, rois: Bool | None) -> UInt8 | None:
+        """See `Runtime`."""
+        import torch
+
+        from amiss.learning.normals import to_tensors
+
+        with torch.inference_mode():
+            made = self.detector.reconstruct(*to_tensors(images, rois))
+        return None if made is None else made.permute(0, 2, 3, 1).numpy().copy()
 
 
 def as_runtime(detector: Any) -> Runtime:

@@ -11,7 +11,6 @@ from conformance_checks import CHECKS, Knob, Scene, Subject
 
 from amiss.methods import METHODS
 
-
 # Generators that learned for a second make much the same of every code, and are told so.
 pytestmark = pytest.mark.filterwarnings("ignore::amiss.errors.TrainingWarning")
 
@@ -47,12 +46,13 @@ TINY_GAN: dict[str, Any] = {
 QUICK: dict[str, dict[str, Any]] = {
     "anogan": {**TINY_GAN, "learning_rate": 2e-3, "search_steps": 40, "search_rate": 0.05},
     "dcgan": {**TINY_GAN, "learning_rate": 2e-3},
-    "egbad": {**TINY_GAN, "learning_rate": 2e-3, "average": 0.9},
+    "egbad": {**TINY_GAN, "network": "deep", "learning_rate": 2e-3, "average": 0.9},
     "fanogan": {
         **TINY_GAN,
-        "learning_rate": 2e-3,
-        "encoder_learning_rate": 1e-3,
-        "encoder_epochs": 12,
+        "epochs": 2,
+        "encoder_learning_rate": 3e-3,
+        "encoder_epochs": 60,
+        "score": "izi",  # features of a critic that learned for two steps say little
     },
     "wgan": {**TINY_GAN, "learning_rate": 5e-4, "clip": 0.1},
     "wgan_gp": {**TINY_GAN, "learning_rate": 2e-3},
@@ -132,13 +132,20 @@ KNOBS: dict[str, dict[str, Knob]] = {
     "anogan": {
         "tolerance": Knob(1.0, given={"patience": 2}),
         "patience": Knob(2),
+        "restarts": Knob(8, given={"search_steps": 1}),
+        "keep": Knob(
+            "best",
+            given={
+                "learning_rate": 2e-4, "epochs": 60, "search_rate": 10.0, "search_steps": 10
+            },
+        ),
         "clamp_codes": Knob(None, given={"latent": "uniform", "search_rate": 1.0}),
     },
     "egbad": {"image_size": Knob((48, 32))},
     "fanogan": {
         "beta1": Knob(0.5),
         "kappa": Knob(0.0),
-        "score_kappa": Knob(0.0),
+        "score_kappa": Knob(0.0, given={"score": "izi_f"}),
     },
     "wgan_gp": {"beta1": Knob(0.5), "drift": Knob(1.0)},
     "padim": BACKBONE_KNOBS,

@@ -128,14 +128,14 @@ class TrainedDetector(Detector):
     def artifact(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
         assert self.networks is not None
         tensors = {f"networks.{k}": v for k, v in self.networks.state_dict().items()}
-        return {"training": self.facts}, tensors
+        return {"learned": self.facts}, tensors
 
     def restore(self, facts: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
         with torch.random.fork_rng(devices=[]):
             networks = self._untrained().requires_grad_(False)
         networks.load_state_dict({k.removeprefix("networks."): v for k, v in tensors.items()})
         self.networks = networks.eval()
-        self.facts = dict(facts["training"])
+        self.facts = dict(facts["learned"])
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -50,7 +50,7 @@ def search_codes(loss_of: LossOf, start: Tensor, search: Search) -> Tensor:
     found = start.clone()
     active = torch.arange(len(start), device=start.device)
     codes, mean, square = start.clone(), torch.zeros_like(start), torch.zeros_like(start)
-    lowest = torch.full((len(start),), torch.inf, device=start.device)
+    lowest = start.new_full((len(start),), torch.inf)
     mark, since = lowest.clone(), torch.zeros_like(active)
     for step, rate in enumerate(search.rates(), 1):
         loss, gradient = _gradient(loss_of, codes, active)

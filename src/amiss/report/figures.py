@@ -23,6 +23,7 @@ _ROW_PX, _GAP_PX, _TOP_PX, _AXIS_PX = 54, 34, 34, 30
 _MAX_POINTS = 400
 # The plots of the curves: a fixed drawing that scales as a whole. (left, top, right, bottom)
 _WIDTH, _HEIGHT = 420, 372
+_LOSS_SIZE, _LOSS_PLOT = (300, 130), (58.0, 10.0, 292.0, 106.0)
 _PLOT = (52.0, 14.0, 404.0, 318.0)
 
 
@@ -150,6 +151,35 @@ def pro_curve(fpr: Float64, overlap: Float64, aupro: float | None, limit: float)
         inside = edge - left > 100.0
         parts += _value_label("AU-PRO", aupro, edge - 10 if inside else right - 10)
     return _drawing(parts, described)
+
+
+def loss_curve(values: Float64, name: str) -> Markup:
+    """A loss over the epochs (N,), on a scale of its own whose ends are named."""
+    left, top, right, bottom = _LOSS_PLOT
+    finite = values[np.isfinite(values)]
+    low, high = (float(finite.min()), float(finite.max())) if finite.size else (0.0, 1.0)
+    keep = np.unique(np.linspace(0, len(values) - 1, min(len(values), _MAX_POINTS)).round())
+    at = keep.astype(np.int64)
+    x = left + at / max(1, len(values) - 1) * (right - left)
+    y = bottom - (values[at] - low) / max(high - low, 1e-12) * (bottom - top)
+    points = " ".join(f"{a:.1f},{b:.1f}" for a, b in zip(x, y, strict=True) if np.isfinite(b))
+    parts = [
+        f'<line class="axis" x1="{left}" x2="{right}" y1="{bottom}" y2="{bottom}"/>',
+        f'<polyline class="curve" points="{points}"/>',
+        *(
+            f'<text class="muted" x="{left - 6}" y="{y}" text-anchor="end">{number(value)}</text>'
+            for y, value in ((top + 5, high), (bottom + 4, low))
+        ),
+        f'<text class="muted" x="{left}" y="{bottom + 16}">1</text>',
+        f'<text class="muted" x="{right}" y="{bottom + 16}" text-anchor="end">{len(values)}</text>',
+    ]
+    described = f"{name}: {number(float(values[0]))} in the first epoch, "
+    described += f"{number(float(values[-1]))} in the last of {len(values)}."
+    width, height = _LOSS_SIZE
+    return Markup(
+        f'<svg class="plot loss" viewBox="0 0 {width} {height}" role="img" '
+        f'aria-label="{escape(described)}">{"".join(parts)}</svg>'
+    )
 
 
 def share_bar(share: float, style: str) -> Markup:

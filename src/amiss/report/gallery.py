@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image
 
-from amiss.data.geometry import ResizeMode, fit_frame, restore_map
+from amiss.data.geometry import Geometry, ResizeMode, fit_frame, restore_map
 from amiss.data.images import read_image, read_mask
 from amiss.errors import AmissError
 from amiss.report.overlay import heat_map, outline, overlay
@@ -67,6 +67,7 @@ class Case:
     decision: str
     image: Picture | None = None
     heat: Picture | None = None
+    made: Picture | None = None
     has_truth: bool = False
     regions: list[Region] = field(default_factory=list)
     more_regions: int = 0
@@ -196,7 +197,7 @@ def build(report: Report, names: Names, scale: Scale | None) -> list[Group]:
             case = _case(report, report.judged[index], names, scale)
             group.cases.append(case)
             nearest = case.nearest
-            pictures = [case.image, case.heat]
+            pictures = [case.image, case.heat, case.made]
             pictures += [nearest.query, nearest.normal] if nearest is not None else []
             spent += sum(len(picture.source) for picture in pictures if picture is not None)
     return groups
@@ -217,20 +218,30 @@ def _case(report: Report, row: Judged, names: Names, scale: Scale | None) -> Cas
         mask = _mask(row, size, case)
         case.has_truth = mask is not None
         marked = thumbnail if mask is None else outline(thumbnail, mask, TRUTH_COLOUR)
-        case.image = _picture(marked)
+        case.image = picture(marked)
     if row.map is not None and scale is not None:
         letterbox = _declared(report, "resize", "squash") == "letterbox"
         mode: ResizeMode = "letterbox" if letterbox else "squash"
         geometry = row.geometry or fit_frame(original, row.map.shape, mode)
         heat = restore_map(row.map.astype(np.float32), replace(geometry, original=size))
         if thumbnail is None:
-            case.heat = _picture(heat_map(heat, scale.low, scale.high))
+            case.heat = picture(heat_map(heat, scale.low, scale.high))
         else:
             boxes = [_scaled(region, original, size) for region in case.regions]
-            case.heat = _picture(overlay(thumbnail, heat, scale.low, scale.high, boxes))
+            case.heat = picture(overlay(thumbnail, heat, scale.low, scale.high, boxes))
+    if row.made is not None:
+        case.made = picture(_made(row.made, row.geometry, size))
     if row.nearest is not None:
         case.nearest = _nearest(row, row.nearest, image, names, window)
     return case
+
+
+def _made(made: UInt8, geometry: Geometry | None, size: tuple[int, int]) -> UInt8:
+    """What networks made (h, w, 3), in the shape of the thumbnail and without what was padded."""
+    if geometry is not None:
+        top, left, height, width = geometry.inner
+        made = made[top : top + height, left : left + width]
+    return _resized(made, size)
 
 
 def _read(path: Path, crop: Box | None, window: str) -> UInt8 | None:
@@ -357,10 +368,10 @@ def _patch(image: UInt8, box: Box) -> Picture:
     frame = np.zeros(pixels.shape[:2], dtype=np.bool_)
     frame[rows, columns] = True
     framed = outline(pixels, frame, (255, 255, 255), width_px=2)
-    return replace(_picture(framed), width=PATCH_PX, height=PATCH_PX)
+    return replace(picture(framed), width=PATCH_PX, height=PATCH_PX)
 
 
-def _picture(pixels: UInt8) -> Picture:
+def picture(pixels: UInt8) -> Picture:
     """(H, W, 3) uint8 as a JPEG data URI; every browser of the last 20 years shows it."""
     buffer = io.BytesIO()
     # Full colour resolution: thin coloured outlines would otherwise turn gray.

@@ -41,6 +41,7 @@ from amiss.report.phrasing import (
     verdict,
 )
 from amiss.report.provenance import notes, sections
+from amiss.report.training import training
 from amiss.types import ANOMALOUS, NORMAL
 
 if TYPE_CHECKING:  # evaluation loads the network's libraries; a page needs only its outcome
@@ -141,6 +142,7 @@ def render(report: Report) -> str:
         pixel_threshold=report.operating_point.get("pixel_threshold"),
         n_calibration=report.operating_point.get("n_calibration"),
         rows=[_table_row(row, names) for row in _ranked(report)],
+        training=training(report),
         sections=sections(report),
         notes=notes(report),
         version=report.versions.get("amiss"),

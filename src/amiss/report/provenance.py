@@ -45,7 +45,8 @@ def notes(report: Report) -> list[str]:
 def _sections(heading: str, values: Mapping[str, Any]) -> list[tuple[str, Rows]]:
     """The plain values under `heading`, and each group of values under a heading of its own."""
     groups = {name: value for name, value in values.items() if isinstance(value, Mapping)}
-    own = {k: v for k, v in values.items() if k not in groups and k != "warnings"}
+    groups.pop("losses", None)  # they are drawn
+    own = {k: v for k, v in values.items() if k != "warnings" and not isinstance(v, Mapping)}
     found = [(heading, _rows(own, exact=False))]
     for name, group in groups.items():
         rows = _rows(group, exact=name in _EXACT_NAMES)
