@@ -56,8 +56,8 @@ def main() -> None:
     for source in options.data:
         with tempfile.TemporaryDirectory() as folder:
             data = misaligned(Path(source), Path(folder)) if options.misalign else source
-            protocol, _, folder = source.rpartition(":")
-            name = f"{protocol}:{Path(folder).name}" if protocol else Path(folder).name
+            protocol, _, place = source.rpartition(":")
+            name = f"{protocol}:{Path(place).name}" if protocol else Path(place).name
             name += " misaligned" if options.misalign else ""
             report["sets"][name] = compare(str(data), options)
         print_table(name, report["sets"][name])

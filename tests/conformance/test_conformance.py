@@ -135,9 +135,7 @@ KNOBS: dict[str, dict[str, Knob]] = {
         "restarts": Knob(8, given={"search_steps": 1}),
         "keep": Knob(
             "best",
-            given={
-                "learning_rate": 2e-4, "epochs": 60, "search_rate": 10.0, "search_steps": 10
-            },
+            given={"learning_rate": 2e-4, "epochs": 60, "search_rate": 10.0, "search_steps": 10},
         ),
         "clamp_codes": Knob(None, given={"latent": "uniform", "search_rate": 1.0}),
     },
