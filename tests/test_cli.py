@@ -25,6 +25,8 @@ from amiss.artifact import read_manifest
 from amiss.console import as_typed, parse_memory, parse_size
 from amiss.errors import OptionError
 from amiss.methods import METHODS, method_class
+from amiss.methods.dcgan import DCGAN
+from amiss.run import Run
 from amiss.runtime import load
 from amiss.watch import Stopper
 from commands import TINY_FLAGS, Outcome, amiss
@@ -657,3 +659,44 @@ def test_inspect_prints_a_line_for_each_fact(artifact: Path, capsys: Capture) ->
     told = amiss(capsys, "inspect", artifact)
     assert told.status == 0 and "{" not in told.out and "\n  coreset_ratio " in told.out
     assert "n_normal              12" in told.out and "files                 12 names" in told.out
+
+
+# --- sample ----------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def generator(normals: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    detector = DCGAN(image_size=(16, 32), width=4, latent_dim=6, epochs=1, batch_size=4)
+    detector.fit(normals, max_false_alarm=0.4, run=Run(say=lambda _: None))
+    return detector.save(tmp_path_factory.mktemp("generator") / "made.amiss")
+
+
+@pytest.mark.filterwarnings("ignore::amiss.errors.TrainingWarning")
+def test_sample_writes_a_sheet_or_a_folder(
+    generator: Path, tmp_path: Path, capsys: Capture
+) -> None:
+    told = amiss(capsys, "sample", generator, "-o", tmp_path / "grid.png", "--count", "10",
+                 "--columns", "4")  # fmt: skip
+    assert told.status == 0 and "10 images of 16 x 32 px" in told.out
+    with Image.open(tmp_path / "grid.png") as sheet:
+        assert sheet.size == (4 * 34 - 2, 3 * 18 - 2)
+    told = amiss(capsys, "sample", generator, "-o", tmp_path / "each", "--count", "10", "--json")
+    assert told.json["count"] == 10 and told.json["height"] == 16
+    names = sorted(path.name for path in (tmp_path / "each").iterdir())
+    assert names == [f"{n}.png" for n in range(10)]
+    with Image.open(tmp_path / "each" / "0.png") as one, Image.open(tmp_path / "grid.png") as sheet:
+        assert np.array_equal(np.asarray(one), np.asarray(sheet)[:16, :32])
+
+
+def test_sample_refuses_what_it_cannot_do(
+    generator: Path, artifact: Path, tmp_path: Path, capsys: Capture
+) -> None:
+    told = amiss(capsys, "sample", artifact, "-o", tmp_path / "x.png")
+    assert told.status == 1 and "patchcore makes no images" in told.err
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "a").touch()
+    told = amiss(capsys, "sample", generator, "-o", tmp_path / "full")
+    assert told.status == 1 and "no empty folder" in told.err
+    told = amiss(capsys, "sample", generator, "-o", tmp_path / "new", "--columns", "3")
+    assert told.status == 1 and "--columns=3 has no effect" in told.err
+    assert not (tmp_path / "new").exists() and not (tmp_path / "x.png").exists()

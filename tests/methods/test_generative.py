@@ -11,7 +11,7 @@ import torch
 
 import amiss
 from amiss.errors import NotFittedError, OptionError
-from amiss.methods.trained import GenerativeDetector, TrainedDetector
+from amiss.methods.base import Detector
 from amiss.run import Run
 
 TINY: dict[str, Any] = {
@@ -28,13 +28,12 @@ KINDS: dict[str, dict[str, Any]] = {
 pytestmark = pytest.mark.filterwarnings("ignore::amiss.errors.TrainingWarning")
 
 
-def make(name: str, **change: Any) -> GenerativeDetector:
-    found: GenerativeDetector = getattr(amiss, name)(**TINY | KINDS[name] | change)
-    return found
+def make(name: str, **change: Any) -> Any:
+    return getattr(amiss, name)(**TINY | KINDS[name] | change)
 
 
 @pytest.fixture(scope="module")
-def fitted(normals: Path) -> dict[str, GenerativeDetector]:
+def fitted(normals: Path) -> dict[str, Any]:
     return {name: make(name).fit(normals, max_false_alarm=0.4) for name in KINDS}
 
 
@@ -44,7 +43,7 @@ def fitted(normals: Path) -> dict[str, GenerativeDetector]:
     + [("FAnoGAN", "encoder")],
 )
 def test_an_interrupted_fit_ends_alike(
-    name: str, watched: str, fitted: dict[str, GenerativeDetector], normals: Path, tmp_path: Path
+    name: str, watched: str, fitted: dict[str, Any], normals: Path, tmp_path: Path
 ) -> None:
     def stop(at: str, done: int, total: int) -> None:
         if at == watched and done == 3:
@@ -69,7 +68,7 @@ def test_an_interrupted_fit_ends_alike(
 
 @pytest.mark.parametrize("name", KINDS)
 def test_samples_follow_from_the_seed_and_survive_the_file(
-    name: str, fitted: dict[str, GenerativeDetector], tmp_path: Path
+    name: str, fitted: dict[str, Any], tmp_path: Path
 ) -> None:
     detector = fitted[name]
     made = detector.sample(20, seed=3)
@@ -85,7 +84,7 @@ def test_samples_follow_from_the_seed_and_survive_the_file(
 
 
 @pytest.mark.parametrize("name", KINDS)
-def test_what_was_learned_is_said(name: str, fitted: dict[str, GenerativeDetector]) -> None:
+def test_what_was_learned_is_said(name: str, fitted: dict[str, Any]) -> None:
     facts = fitted[name].facts
     assert facts["images"] == 10 and facts["sample_diversity"] >= 0
     assert "16 x 32 px" in fitted[name].summary()
@@ -93,7 +92,7 @@ def test_what_was_learned_is_said(name: str, fitted: dict[str, GenerativeDetecto
 
 
 def test_reconstructions_are_what_scores_are_made_of(
-    fitted: dict[str, GenerativeDetector],
+    fitted: dict[str, Any],
 ) -> None:
     images = torch.randint(0, 256, (2, 3, 16, 32), dtype=torch.uint8)
     for name in ("AnoGAN", "EGBAD", "FAnoGAN"):
@@ -130,12 +129,10 @@ def test_only_what_has_a_generator_makes_samples(normals: Path) -> None:
     ganomaly = amiss.GANomaly(**TINY).fit(normals, max_false_alarm=0.4)
     with pytest.raises(OptionError, match="ganomaly makes no images"):
         ganomaly.sample(3)
-    assert isinstance(ganomaly, TrainedDetector) and ganomaly.pictures() == []
+    assert isinstance(ganomaly, Detector) and ganomaly.pictures() == []
 
 
-def test_critics_score_normal_images_zero_on_average(
-    fitted: dict[str, GenerativeDetector], normals: Path
-) -> None:
+def test_critics_score_normal_images_zero_on_average(fitted: dict[str, Any], normals: Path) -> None:
     """F5, of the images that the mean was taken over."""
     for name in ("WGAN", "WGANGP"):
         detector = fitted[name]
@@ -144,7 +141,7 @@ def test_critics_score_normal_images_zero_on_average(
         assert np.mean(scores) == pytest.approx(0, abs=1e-5 * scale + 1e-7)
 
 
-def _trained_on(detector: GenerativeDetector, normals: Path) -> list[Any]:
+def _trained_on(detector: Any, normals: Path) -> list[Any]:
     from amiss.learning.held_out import draw_held_out
 
     paths = sorted(normals.rglob("*.png"))

@@ -18,6 +18,7 @@ from amiss.metrics import (
     image_ap,
     image_auroc,
     image_f1_max,
+    min_max,
     roc_curve,
 )
 
@@ -195,3 +196,16 @@ def test_interval_refuses_what_is_out_of_range():
         bootstrap_interval("image_ap", scores, labels, rounds=0)
     with pytest.raises(MetricError, match="no anomalous"):
         bootstrap_interval("image_ap", scores, np.zeros(9))
+
+
+def test_min_max_shows_scores_between_0_and_1_in_their_order() -> None:
+    scores = np.array([3.0, -1.0, 7.0, 3.0])
+    scaled = min_max(scores)
+    assert scaled.min() == 0 and scaled.max() == 1
+    order, same = (np.sign(np.subtract.outer(x, x)) for x in (scores, scaled))
+    assert np.array_equal(order, same)
+    assert scaled.tolist() == [0.5, 0, 1, 0.5]
+    assert min_max([2.0, 2.0]).tolist() == [0, 0]  # the same everywhere: no division by nothing
+    for bad in ([], [np.nan, 1.0], [[1.0, 2.0]]):
+        with pytest.raises(MetricError):
+            min_max(bad)

@@ -8,6 +8,7 @@ import os
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -26,6 +27,7 @@ from PIL import Image
 
 from amiss.data.geometry import fit_frame
 from amiss.errors import DataError
+from amiss.metrics import min_max
 from amiss.outcome import Report
 from amiss.report import write_report
 from amiss.report.gallery import pictured
@@ -401,3 +403,47 @@ def test_other_rates_are_counted_by_their_own_thresholds(tmp_path: Path) -> None
     assert 'id="rates"' in page and f"{found[0.2]['detected']} of 4" in page
     report.operating_point["policy"] = "f1"
     assert report.other_rates() == [] and 'id="rates"' not in render(report)
+
+
+def test_a_training_is_shown_by_its_losses_and_samples(full: Report) -> None:
+    assert 'id="training"' not in render(full)
+    losses = {"critic": [3.0, 2.0, -1.0], "distance": [0.5, 0.25, 0.125], "once": [1.0]}
+    learned = {"losses": losses, "sample_diversity": 0.05, "images": 10}
+    random = np.random.default_rng(0)
+    pictures = [(step, random.integers(0, 255, (16, 32, 32, 3), dtype=np.uint8)) for step in (7, 9)]
+    shown = replace(full, detector={"method": "wgan", "learned": learned}, pictures=pictures)
+    page = render(shown)
+    words = text_of(page)
+    assert_self_contained(page)
+    assert "critic: 3 in the first epoch, −1 in the last of 3." in page
+    assert "distance: 0.5 in the first epoch" in page and "once:" not in page
+    assert "after 7 steps" in words and "after 9 steps" in words
+    assert "differ from one another by 5 % of what images do" in words and "mode collapse" in words
+    assert "Detector: learned" in words and "losses" not in words  # drawn, not listed
+    sheets = [a for t, a in Elements(page).found if (a.get("alt") or "").startswith("Samples")]
+    # 8 in a row of 2 rows, each twice as large, 2 px apart.
+    assert [(a["width"], a["height"]) for a in sheets] == [("540", "132")] * 2
+
+
+def test_what_networks_make_of_an_image_stands_beside_it(full: Report) -> None:
+    assert "what the networks make of it" not in text_of(render(full))
+    for row in full.judged:
+        row.made = np.full((32, 48, 3), 90, dtype=np.uint8)
+    page = render(full)
+    made = [a for _, a in Elements(page).found if a.get("class") == "made"]
+    inputs = [
+        a
+        for t, a in Elements(page).found
+        if t == "img" and (a.get("alt") or "").endswith((".png", "outlined"))
+    ]
+    assert made and {a["width"] for a in made} == {"270"} == {a["width"] for a in inputs}
+
+
+def test_the_scale_of_ganomalys_authors_is_a_note_alone(full: Report) -> None:
+    shown = replace(full, detector={"method": "ganomaly"})
+    words = text_of(render(shown))
+    scaled = min_max(full.scores)
+    normal = int(((scaled > 0.2) & (full.labels == 0)).sum())
+    anomalous = int(((scaled > 0.2) & (full.labels == 1)).sum())
+    assert f"{normal} normal and {anomalous} anomalous images lie above 0.2" in words
+    assert "lie above 0.2" not in text_of(render(full))

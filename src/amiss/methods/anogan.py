@@ -6,6 +6,7 @@ Adversarial Networks to Guide Marker Discovery", IPMI 2017, arXiv 1703.05921.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple
 
@@ -13,16 +14,29 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from amiss.learning.adversarial import Logarithmic, as_levels, draw_codes, measured_diversity
-from amiss.learning.held_out import HeldOut, judge_held_out, told_held_out
+from amiss.learning.adversarial import Logarithmic, draw_codes, measured_diversity
+from amiss.learning.held_out import HeldOut, judge_held_out
 from amiss.learning.normals import Normals, to_tensors
+from amiss.learning.trained import (
+    GenerativeConfig,
+    Pair,
+    Split,
+    drawn,
+    in_color,
+    inside,
+    job,
+    restored,
+    sampled,
+    stored,
+    taken,
+)
 from amiss.learning.training_images import ImageBatch, TrainingImages
-from amiss.methods.trained import GenerativeConfig, GenerativeDetector, Pair, inside
+from amiss.methods.base import Detector
 from amiss.nn.gan import ConvEncoder, ConvGenerator, folded, halvings
 from amiss.nn.latent_search import Search, search_codes
 from amiss.options import Config, option
 from amiss.run import Run
-from amiss.types import Int64, Prediction
+from amiss.types import Prediction, UInt8
 
 _OF_SEARCH = (
     "feature_weight", "discrimination", "reduction", "search_steps", "search_rate", "restarts",
@@ -96,7 +110,7 @@ class _Closest(NamedTuple):
     image: Tensor
 
 
-class AnoGAN(GenerativeDetector):
+class AnoGAN(Detector):
     """AnoGAN: A(x) = (1 - lambda) sum|x - G(z)| + lambda sum|f(x) - f(G(z))| at the code z found.
 
     Options as in `AnoGANConfig`, same names and defaults.
@@ -106,6 +120,8 @@ class AnoGAN(GenerativeDetector):
     paper: ClassVar[str] = "Schlegl et al., IPMI 2017, arXiv 1703.05921"
     localizes: ClassVar[bool] = True
     exportable: ClassVar[bool | str] = _OBSTACLE
+    learns_from_anomalies: ClassVar[bool] = False
+    trains: ClassVar[bool] = True
     together: ClassVar[int] = 64
     config_type: ClassVar[type[Config]] = AnoGANConfig
     config: AnoGANConfig
@@ -138,27 +154,41 @@ class AnoGAN(GenerativeDetector):
         options.pop("self")
         options.pop("__class__")
         super().__init__(AnoGANConfig(**options))
+        self.networks: Any = None  # once there are some
+        self.facts: dict[str, Any] = {}
         self._searched: tuple[nn.Module, nn.Module, nn.Module] | None = None
 
     # --- learning --------------------------------------------------------------------------
+
+    def learn(self, images: Normals, run: Run) -> HeldOut:
+        split = Split.draw(images, run)
+        self.networks = drawn(self._untrained, run.seed)
+        self.facts = {"images": len(split.data), **self._train(split.data, run)}
+        self.networks.requires_grad_(False)
+        self.eval()
+        return self._calibration(split, run)
 
     def _untrained(self) -> Pair:
         cfg = self.config
         shape: dict[str, Any] = {"channels": cfg.channels, "width": cfg.width}
         generator = ConvGenerator(cfg.image_size, cfg.latent_dim, **shape)
-        return Pair(self._maker(generator), ConvEncoder(cfg.image_size, 1, **shape))
+        return Pair(cfg.maker(generator), ConvEncoder(cfg.image_size, 1, **shape))
 
     def _train(self, data: TrainingImages, run: Run) -> dict[str, Any]:
-        cfg = self.config
+        cfg, networks = self.config, self.networks
         rules = Logarithmic(cfg.learning_rate, (cfg.beta1, 0.999))
-        history = rules.train(self._duel(data), run, self._job(run, without=_OF_SEARCH))
-        spread = measured_diversity(self.networks.maker, data, self.prepared, run)
+        history = rules.train(
+            cfg.duel(networks, data),
+            run,
+            job(cfg, run, without=_OF_SEARCH),
+        )
+        spread = measured_diversity(networks.maker, data, cfg.prepared, run)
         return {**history.facts(), "sample_diversity": spread}
 
-    def _calibration(self, images: Normals, apart: Int64, run: Run) -> HeldOut:
-        """All images held out at once, or as many as are judged together."""
+    def _calibration(self, split: Split, run: Run) -> HeldOut:
+        """As `Split.judged_by`, as many images at once as are judged together."""
         found: dict[int, tuple[Prediction[Tensor], Tensor | None]] = {}
-        for batch in images.only(apart, self.together):
+        for batch in split.images.only(split.apart, self.together):
             x, rois = to_tensors(batch.images, batch.rois)
             with torch.inference_mode():
                 judged = self(x, rois)
@@ -166,14 +196,14 @@ class AnoGAN(GenerativeDetector):
             for i, number in enumerate(batch.indices.tolist()):
                 one = Prediction(judged.score[i : i + 1], judged.anomaly_map[i : i + 1])
                 found[number] = one, None if rois is None else rois[i : i + 1]
-            run.progress("search", len(found), len(apart))
-        return judge_held_out(found.__getitem__, apart, run, told_held_out(apart, images))
+            run.progress("search", len(found), len(split.apart))
+        return judge_held_out(found.__getitem__, split.apart, run, split.told())
 
     # --- scoring ---------------------------------------------------------------------------
 
     def forward(self, images: Tensor, roi: Tensor | None = None) -> Prediction[Tensor]:
         self.require_fitted()
-        x = self.prepared(ImageBatch(images, roi))
+        x = self.config.prepared(ImageBatch(images, roi))
         return self._judged(x, roi)
 
     def _judged(self, x: Tensor, roi: Tensor | None) -> Prediction[Tensor]:
@@ -182,8 +212,8 @@ class AnoGAN(GenerativeDetector):
 
     def reconstruct(self, images: Tensor, roi: Tensor | None = None) -> Tensor | None:
         self.require_fitted()
-        found = self._closest(self.prepared(ImageBatch(images, roi)), roi)
-        return as_levels(found.image).expand(-1, 3, -1, -1)
+        found = self._closest(self.config.prepared(ImageBatch(images, roi)), roi)
+        return in_color(found.image)
 
     def _closest(self, x: Tensor, roi: Tensor | None) -> _Closest:
         """The images that the generator comes closest to x with: a search, then its last step."""
@@ -254,9 +284,29 @@ class AnoGAN(GenerativeDetector):
         assert self._searched is not None
         return self._searched
 
+    def sample(self, n: int, *, seed: int = 0) -> UInt8:
+        self.require_fitted()
+        return sampled(self.networks.maker, n, seed)
+
+    def pictures(self) -> list[tuple[int, UInt8]]:
+        self.require_fitted()
+        return taken(self.networks.maker)
+
     def summary(self) -> str:
         height, width = self.image_size
         return (
             f"generator of {height} x {width} px from codes of {self.config.latent_dim} values, "
             f"from {self.facts['images']} images; {self.config.search_steps} steps to judge one"
         )
+
+    # --- storing ---------------------------------------------------------------------------
+
+    @property
+    def is_fitted(self) -> bool:
+        return self.networks is not None
+
+    def artifact(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
+        return stored(self.networks, self.facts)
+
+    def restore(self, facts: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
+        self.networks, self.facts = restored(self._untrained, facts, tensors)

@@ -6,6 +6,7 @@ arXiv 1802.06222.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, cast
 
@@ -13,16 +14,32 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from amiss.learning.adversarial import Maker, adam, as_levels, measured_diversity
+from amiss.learning.adversarial import Maker, adam, measured_diversity
+from amiss.learning.held_out import HeldOut
+from amiss.learning.normals import Normals
+from amiss.learning.trained import (
+    GenerativeConfig,
+    Pair,
+    Split,
+    drawn,
+    in_color,
+    inside,
+    job,
+    one_by_one,
+    restored,
+    sampled,
+    stored,
+    taken,
+)
 from amiss.learning.training_images import ImageBatch, TrainingImages
-from amiss.methods.trained import GenerativeConfig, GenerativeDetector, Pair, inside
+from amiss.methods.base import Detector
 from amiss.nn.bigan import Averaged, PairDiscriminator, SmallEncoder, SmallGenerator, quarter
 from amiss.nn.gan import ConvEncoder, ConvGenerator, halvings
 from amiss.nn.losses import discriminator_loss, generator_loss
 from amiss.options import Config, option
 from amiss.run import Run
 from amiss.training import Loop, Losses, Player, train
-from amiss.types import Prediction
+from amiss.types import Prediction, UInt8
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,7 +94,7 @@ class EGBADConfig(GenerativeConfig):
             halvings(self.image_size)
 
 
-class EGBAD(GenerativeDetector):
+class EGBAD(Detector):
     """EGBAD: A(x) = (1 - w) ||x - G(E(x))||_1 + w ||f(x, E(x)) - f(G(E(x)), E(x))||_1.
 
     Options as in `EGBADConfig`, same names and defaults.
@@ -87,6 +104,8 @@ class EGBAD(GenerativeDetector):
     paper: ClassVar[str] = "Zenati et al., arXiv 1802.06222"
     localizes: ClassVar[bool] = True
     exportable: ClassVar[bool | str] = True
+    learns_from_anomalies: ClassVar[bool] = False
+    trains: ClassVar[bool] = True
     config_type: ClassVar[type[Config]] = EGBADConfig
     config: EGBADConfig
 
@@ -113,8 +132,18 @@ class EGBAD(GenerativeDetector):
         options.pop("self")
         options.pop("__class__")
         super().__init__(EGBADConfig(**options))
+        self.networks: Any = None  # once there are some
+        self.facts: dict[str, Any] = {}
 
     # --- learning --------------------------------------------------------------------------
+
+    def learn(self, images: Normals, run: Run) -> HeldOut:
+        split = Split.draw(images, run)
+        self.networks = drawn(self._untrained, run.seed)
+        self.facts = {"images": len(split.data), **self._train(split.data, run)}
+        self.networks.requires_grad_(False)
+        self.eval()
+        return split.judged_by(self.forward, run)
 
     def _untrained(self) -> Pair:
         cfg = self.config
@@ -122,9 +151,9 @@ class EGBAD(GenerativeDetector):
         shape: dict[str, Any] = {"channels": cfg.channels}
         critic = PairDiscriminator(size, dim, width=cfg.width, is_small=is_small, **shape)
         if is_small:
-            maker = self._maker(SmallGenerator(size, dim, **shape))
+            maker = cfg.maker(SmallGenerator(size, dim, **shape))
             return Pair(maker, critic, encoder=SmallEncoder(size, dim, **shape))
-        maker = self._maker(ConvGenerator(size, dim, width=cfg.width, **shape))
+        maker = cfg.maker(ConvGenerator(size, dim, width=cfg.width, **shape))
         return Pair(maker, critic, encoder=ConvEncoder(size, dim, width=cfg.width, **shape))
 
     def _train(self, data: TrainingImages, run: Run) -> dict[str, Any]:
@@ -150,21 +179,21 @@ class EGBAD(GenerativeDetector):
 
         history = train(
             players, data, step, epochs=cfg.epochs, batch_size=cfg.batch_size, run=run,
-            job=self._job(run, without=("discrimination", "discrimination_weight")),
+            job=job(cfg, run, without=("discrimination", "discrimination_weight")),
         )  # fmt: skip
         averages = {name: one.average for name, one in learning.items()}
         self.networks = Pair(
             cast(Maker, averages["generator"]), averages["critic"], encoder=averages["encoder"]
         )
         self.networks.eval()
-        spread = measured_diversity(self.networks.maker, data, self.prepared, run)
+        spread = measured_diversity(self.networks.maker, data, self.config.prepared, run)
         return {**history.facts(), "sample_diversity": spread}
 
     def _step(self, loop: Loop, batch: ImageBatch, data: TrainingImages) -> dict[str, Tensor]:
         """D on the batch; then G and E, each against the new D, on another draw of images."""
         judge = loop.networks["critic"]
         generator, encoder = loop.networks["generator"], loop.networks["encoder"]
-        x = self.prepared(batch)
+        x = self.config.prepared(batch)
         codes = self._draw(len(x), x)
         with torch.no_grad():
             made, coded = generator(codes), encoder(x)
@@ -173,7 +202,7 @@ class EGBAD(GenerativeDetector):
         loop.update("critic")
         other = data.at(torch.randperm(len(data))[: len(x)].numpy())
         again: ImageBatch = loop.fabric.to_device(other)
-        x = self.prepared(again)
+        x = self.config.prepared(again)
         codes = self._draw(len(x), x)
         with loop.frozen("critic") as wrapped:
             frozen = cast(Averaged, wrapped).network
@@ -198,6 +227,10 @@ class EGBAD(GenerativeDetector):
 
     # --- scoring ---------------------------------------------------------------------------
 
+    def forward(self, images: Tensor, roi: Tensor | None = None) -> Prediction[Tensor]:
+        self.require_fitted()
+        return one_by_one(self._judged, self.config, images, roi)
+
     def _judged(self, x: Tensor, roi: Tensor | None) -> Prediction[Tensor]:
         cfg, networks = self.config, self.networks
         code = networks.encoder(x)
@@ -213,8 +246,16 @@ class EGBAD(GenerativeDetector):
 
     def reconstruct(self, images: Tensor, roi: Tensor | None = None) -> Tensor | None:
         self.require_fitted()
-        code = self.networks.encoder(self.prepared(ImageBatch(images, roi)))
-        return as_levels(self.networks.maker(code)).expand(-1, 3, -1, -1)
+        code = self.networks.encoder(self.config.prepared(ImageBatch(images, roi)))
+        return in_color(self.networks.maker(code))
+
+    def sample(self, n: int, *, seed: int = 0) -> UInt8:
+        self.require_fitted()
+        return sampled(self.networks.maker, n, seed)
+
+    def pictures(self) -> list[tuple[int, UInt8]]:
+        self.require_fitted()
+        return taken(self.networks.maker)
 
     def summary(self) -> str:
         height, width = self.image_size
@@ -222,3 +263,15 @@ class EGBAD(GenerativeDetector):
             f"encoder and generator of {height} x {width} px and codes of "
             f"{self.config.latent_dim} values, from {self.facts['images']} images"
         )
+
+    # --- storing ---------------------------------------------------------------------------
+
+    @property
+    def is_fitted(self) -> bool:
+        return self.networks is not None
+
+    def artifact(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
+        return stored(self.networks, self.facts)
+
+    def restore(self, facts: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
+        self.networks, self.facts = restored(self._untrained, facts, tensors)

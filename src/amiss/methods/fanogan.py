@@ -6,7 +6,8 @@ with Generative Adversarial Networks", Medical Image Analysis 54, 2019.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
@@ -14,20 +15,34 @@ from torch import Tensor, nn
 
 from amiss.learning.adversarial import (
     CRITIC_IMAGES,
-    Duel,
     Wasserstein,
-    as_levels,
     mean_answer,
     measured_diversity,
 )
+from amiss.learning.held_out import HeldOut
+from amiss.learning.normals import Normals
+from amiss.learning.trained import (
+    GenerativeConfig,
+    Pair,
+    Split,
+    drawn,
+    in_color,
+    inside,
+    job,
+    one_by_one,
+    restored,
+    sampled,
+    stored,
+    taken,
+)
 from amiss.learning.training_images import ImageBatch, TrainingImages
-from amiss.methods.trained import GenerativeConfig, GenerativeDetector, Pair, inside
+from amiss.methods.base import Detector
 from amiss.nn.gan import halvings
 from amiss.nn.residual_gan import ResidualEncoder, ResidualGenerator
 from amiss.options import Config, option
 from amiss.run import Run
 from amiss.training import History, Loop, Losses, Player, train
-from amiss.types import Prediction
+from amiss.types import Prediction, UInt8
 
 SCORES = ("izi_f", "izi", "feature", "z", "latent", "critic")
 _OF_ENCODER = ("encoder_training", "encoder_epochs", "encoder_learning_rate", "bound")
@@ -99,7 +114,7 @@ class FAnoGANConfig(GenerativeConfig):
             self.refuse_unused(("score_kappa",), f"score is {self.score}")
 
 
-class FAnoGAN(GenerativeDetector):
+class FAnoGAN(Detector):
     """f-AnoGAN: A(x) = (1/n) ||x - G(E(x))||^2 + kappa (1/n_d) ||f(x) - f(G(E(x)))||^2.
 
     Options as in `FAnoGANConfig`, same names and defaults.
@@ -109,6 +124,8 @@ class FAnoGAN(GenerativeDetector):
     paper: ClassVar[str] = "Schlegl et al., Medical Image Analysis 2019"
     localizes: ClassVar[bool] = True
     exportable: ClassVar[bool | str] = True
+    learns_from_anomalies: ClassVar[bool] = False
+    trains: ClassVar[bool] = True
     config_type: ClassVar[type[Config]] = FAnoGANConfig
     config: FAnoGANConfig
 
@@ -141,14 +158,24 @@ class FAnoGAN(GenerativeDetector):
         options.pop("self")
         options.pop("__class__")
         super().__init__(FAnoGANConfig(**options))
+        self.networks: Any = None  # once there are some
+        self.facts: dict[str, Any] = {}
 
     # --- learning --------------------------------------------------------------------------
+
+    def learn(self, images: Normals, run: Run) -> HeldOut:
+        split = Split.draw(images, run)
+        self.networks = drawn(self._untrained, run.seed)
+        self.facts = {"images": len(split.data), **self._train(split.data, run)}
+        self.networks.requires_grad_(False)
+        self.eval()
+        return split.judged_by(self.forward, run)
 
     def _untrained(self) -> Pair:
         cfg = self.config
         shape: dict[str, Any] = {"channels": cfg.channels, "width": cfg.width}
         return Pair(
-            self._maker(ResidualGenerator(cfg.image_size, cfg.latent_dim, **shape)),
+            cfg.maker(ResidualGenerator(cfg.image_size, cfg.latent_dim, **shape)),
             ResidualEncoder(cfg.image_size, 1, norm="layer", **shape),
             encoder=ResidualEncoder(cfg.image_size, cfg.latent_dim, norm="batch", **shape),
         )
@@ -160,10 +187,10 @@ class FAnoGAN(GenerativeDetector):
             penalty=cfg.penalty_weight,
         )  # fmt: skip
         first = rules.train(
-            self._duel(data), run.stage("generator"),
-            self._job(run, "generator", without=("kappa", *_OF_ENCODER, *_OF_SCORE)), "generator",
+            cfg.duel(networks, data, self._augmented), run.stage("generator"),
+            job(cfg, run, "generator", without=("kappa", *_OF_ENCODER, *_OF_SCORE)), "generator",
         )  # fmt: skip
-        spread = measured_diversity(networks.maker, data, self.prepared, run)
+        spread = measured_diversity(networks.maker, data, cfg.prepared, run)
         second = self._train_encoder(data, run)
         found, of_encoder = first.facts(), second.facts()
         losses = {**found["losses"], **{f"encoder {k}": v for k, v in second.losses.items()}}
@@ -174,16 +201,13 @@ class FAnoGAN(GenerativeDetector):
             "images_per_second": found["images_per_second"],
             "sample_diversity": spread,
             "mean_answer": mean_answer(
-                networks.critic, data, self.prepared, run, count=CRITIC_IMAGES
+                networks.critic, data, cfg.prepared, run, count=CRITIC_IMAGES
             ),
         }
 
-    def _duel(self, data: TrainingImages) -> Duel:
-        return replace(super()._duel(data), prepare=self._augmented)
-
     def _augmented(self, batch: ImageBatch) -> Tensor:
         """As `prepared`, every other image mirrored where that is asked for."""
-        x = self.prepared(batch)
+        x = self.config.prepared(batch)
         if not self.config.flip:
             return x
         mirrored = torch.rand(len(x), 1, 1, 1, device=x.device) < 0.5
@@ -213,7 +237,7 @@ class FAnoGAN(GenerativeDetector):
         history = train(
             {"encoder": Player(networks.encoder, optimizer)}, data, step,
             epochs=cfg.encoder_epochs, batch_size=cfg.batch_size, run=run.stage("encoder"),
-            job=self._job(run, "encoder", without=_OF_SCORE), stage="encoder",
+            job=job(cfg, run, "encoder", without=_OF_SCORE), stage="encoder",
         )  # fmt: skip
         networks.maker.cpu()
         networks.critic.cpu()
@@ -245,6 +269,10 @@ class FAnoGAN(GenerativeDetector):
         return codes.tanh() * (1.0 if self.config.bound == "tanh" else _BOUND_TIMES)
 
     # --- scoring ---------------------------------------------------------------------------
+
+    def forward(self, images: Tensor, roi: Tensor | None = None) -> Prediction[Tensor]:
+        self.require_fitted()
+        return one_by_one(self._judged, self.config, images, roi)
 
     def _judged(self, x: Tensor, roi: Tensor | None) -> Prediction[Tensor]:
         networks = self.networks
@@ -287,11 +315,19 @@ class FAnoGAN(GenerativeDetector):
     def reconstruct(self, images: Tensor, roi: Tensor | None = None) -> Tensor | None:
         self.require_fitted()
         networks = self.networks
-        code = self._bounded(networks.encoder(self.prepared(ImageBatch(images, roi))))
-        return as_levels(networks.maker(code)).expand(-1, 3, -1, -1)
+        code = self._bounded(networks.encoder(self.config.prepared(ImageBatch(images, roi))))
+        return in_color(networks.maker(code))
 
     def score_scale(self) -> float:
         return abs(float(self.facts["mean_answer"])) if self.config.score == "critic" else 0.0
+
+    def sample(self, n: int, *, seed: int = 0) -> UInt8:
+        self.require_fitted()
+        return sampled(self.networks.maker, n, seed)
+
+    def pictures(self) -> list[tuple[int, UInt8]]:
+        self.require_fitted()
+        return taken(self.networks.maker)
 
     def summary(self) -> str:
         height, width = self.image_size
@@ -299,3 +335,15 @@ class FAnoGAN(GenerativeDetector):
             f"encoder and generator of {height} x {width} px and codes of "
             f"{self.config.latent_dim} values, from {self.facts['images']} images"
         )
+
+    # --- storing ---------------------------------------------------------------------------
+
+    @property
+    def is_fitted(self) -> bool:
+        return self.networks is not None
+
+    def artifact(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
+        return stored(self.networks, self.facts)
+
+    def restore(self, facts: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
+        self.networks, self.facts = restored(self._untrained, facts, tensors)

@@ -6,15 +6,28 @@ Training", ACCV 2018, arXiv 1805.06725.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from amiss.learning.adversarial import adam, as_levels
+from amiss.learning.adversarial import adam
+from amiss.learning.held_out import HeldOut
+from amiss.learning.normals import Normals
+from amiss.learning.trained import (
+    Split,
+    TrainedConfig,
+    drawn,
+    in_color,
+    inside,
+    one_by_one,
+    restored,
+    stored,
+)
 from amiss.learning.training_images import ImageBatch, TrainingImages
-from amiss.methods.trained import TrainedConfig, TrainedDetector, drawn, inside
+from amiss.methods.base import Detector
 from amiss.nn.gan import ConvEncoder, ConvGenerator, halvings, init_weights
 from amiss.nn.losses import discriminator_loss, norms
 from amiss.options import Config, option
@@ -97,7 +110,7 @@ class Autoencoder(nn.Module):
         return Made(code, again, self.second_encoder(again))
 
 
-class GANomaly(TrainedDetector):
+class GANomaly(Detector):
     """GANomaly: the distance of an image's code from the code of what is made of it.
 
     Options as in `GANomalyConfig`, same names and defaults.
@@ -107,6 +120,8 @@ class GANomaly(TrainedDetector):
     paper: ClassVar[str] = "Akcay et al., ACCV 2018, arXiv 1805.06725"
     localizes: ClassVar[bool] = True
     exportable: ClassVar[bool | str] = True
+    learns_from_anomalies: ClassVar[bool] = False
+    trains: ClassVar[bool] = True
     config_type: ClassVar[type[Config]] = GANomalyConfig
     config: GANomalyConfig
 
@@ -131,8 +146,18 @@ class GANomaly(TrainedDetector):
         options.pop("self")
         options.pop("__class__")
         super().__init__(GANomalyConfig(**options))
+        self.networks: Any = None  # once there are some
+        self.facts: dict[str, Any] = {}
 
     # --- learning --------------------------------------------------------------------------
+
+    def learn(self, images: Normals, run: Run) -> HeldOut:
+        split = Split.draw(images, run)
+        self.networks = drawn(self._untrained, run.seed)
+        self.facts = {"images": len(split.data), **self._train(split.data, run)}
+        self.networks.requires_grad_(False)
+        self.eval()
+        return split.judged_by(self.forward, run)
 
     def _untrained(self) -> Autoencoder:
         return Autoencoder(self.config)
@@ -150,7 +175,7 @@ class GANomaly(TrainedDetector):
         }
 
         def step(loop: Loop, batch: ImageBatch) -> Losses:
-            x = self.prepared(batch)
+            x = self.config.prepared(batch)
             made: Made = loop.networks["generator"](x)
             losses = self._losses(loop, x, made, batch.rois)
             loop.backward(losses["loss"])
@@ -204,6 +229,10 @@ class GANomaly(TrainedDetector):
 
     # --- scoring ---------------------------------------------------------------------------
 
+    def forward(self, images: Tensor, roi: Tensor | None = None) -> Prediction[Tensor]:
+        self.require_fitted()
+        return one_by_one(self._judged, self.config, images, roi)
+
     def _judged(self, x: Tensor, roi: Tensor | None) -> Prediction[Tensor]:
         made: Made = self.networks(x)
         coded = made.code - made.code_again
@@ -212,11 +241,23 @@ class GANomaly(TrainedDetector):
 
     def reconstruct(self, images: Tensor, roi: Tensor | None = None) -> Tensor | None:
         self.require_fitted()
-        made: Made = self.networks(self.prepared(ImageBatch(images, roi)))
-        return as_levels(made.reconstruction).expand(-1, 3, -1, -1)
+        made: Made = self.networks(self.config.prepared(ImageBatch(images, roi)))
+        return in_color(made.reconstruction)
 
     def summary(self) -> str:
         height, width = self.image_size
         return f"codes of {self.config.latent_dim} values of {height} x {width} px, from " + (
             f"{self.facts['images']} images"
         )
+
+    # --- storing ---------------------------------------------------------------------------
+
+    @property
+    def is_fitted(self) -> bool:
+        return self.networks is not None
+
+    def artifact(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
+        return stored(self.networks, self.facts)
+
+    def restore(self, facts: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
+        self.networks, self.facts = restored(self._untrained, facts, tensors)

@@ -5,18 +5,38 @@ Arjovsky, Chintala, Bottou, "Wasserstein GAN", ICML 2017, arXiv 1701.07875.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from torch import Tensor
 
-from amiss.learning.adversarial import CRITIC_IMAGES, Wasserstein, mean_answer, measured_diversity
+from amiss.learning.adversarial import (
+    CRITIC_IMAGES,
+    Wasserstein,
+    mean_answer,
+    measured_diversity,
+)
+from amiss.learning.held_out import HeldOut
+from amiss.learning.normals import Normals
+from amiss.learning.trained import (
+    GenerativeConfig,
+    Pair,
+    Split,
+    drawn,
+    job,
+    one_by_one,
+    restored,
+    sampled,
+    stored,
+    taken,
+)
 from amiss.learning.training_images import TrainingImages
-from amiss.methods.trained import GenerativeConfig, GenerativeDetector, Pair
+from amiss.methods.base import Detector
 from amiss.nn.gan import ConvEncoder, ConvGenerator, halvings
 from amiss.options import Config, option
 from amiss.run import Run
-from amiss.types import Prediction
+from amiss.types import Prediction, UInt8
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,7 +66,7 @@ class WGANConfig(GenerativeConfig):
         halvings(self.image_size)
 
 
-class WGAN(GenerativeDetector):
+class WGAN(Detector):
     """WGAN: how much less the critic says of an image than of normal ones on average.
 
     A(x) = mean of D over up to 32,000 random training images, less D(x). A baseline: the critic
@@ -58,6 +78,8 @@ class WGAN(GenerativeDetector):
     paper: ClassVar[str] = "Arjovsky et al., ICML 2017, arXiv 1701.07875"
     localizes: ClassVar[bool] = False
     exportable: ClassVar[bool | str] = True
+    learns_from_anomalies: ClassVar[bool] = False
+    trains: ClassVar[bool] = True
     config_type: ClassVar[type[Config]] = WGANConfig
     config: WGANConfig
 
@@ -82,12 +104,24 @@ class WGAN(GenerativeDetector):
         options.pop("self")
         options.pop("__class__")
         super().__init__(WGANConfig(**options))
+        self.networks: Any = None  # once there are some
+        self.facts: dict[str, Any] = {}
+
+    # --- learning --------------------------------------------------------------------------
+
+    def learn(self, images: Normals, run: Run) -> HeldOut:
+        split = Split.draw(images, run)
+        self.networks = drawn(self._untrained, run.seed)
+        self.facts = {"images": len(split.data), **self._train(split.data, run)}
+        self.networks.requires_grad_(False)
+        self.eval()
+        return split.judged_by(self.forward, run)
 
     def _untrained(self) -> Pair:
         cfg = self.config
         shape: dict[str, Any] = {"channels": cfg.channels, "width": cfg.width}
         generator = ConvGenerator(cfg.image_size, cfg.latent_dim, **shape)
-        return Pair(self._maker(generator), ConvEncoder(cfg.image_size, 1, **shape))
+        return Pair(cfg.maker(generator), ConvEncoder(cfg.image_size, 1, **shape))
 
     def _train(self, data: TrainingImages, run: Run) -> dict[str, Any]:
         cfg, networks = self.config, self.networks
@@ -95,14 +129,24 @@ class WGAN(GenerativeDetector):
             cfg.learning_rate, cfg.optimizer, n_critic=cfg.n_critic, clip=cfg.clip,
             warm=cfg.warm_critic,
         )  # fmt: skip
-        history = rules.train(self._duel(data), run, self._job(run))
+        history = rules.train(
+            cfg.duel(networks, data),
+            run,
+            job(cfg, run),
+        )
         return {
             **history.facts(),
-            "sample_diversity": measured_diversity(networks.maker, data, self.prepared, run),
+            "sample_diversity": measured_diversity(networks.maker, data, cfg.prepared, run),
             "mean_answer": mean_answer(
-                networks.critic, data, self.prepared, run, count=CRITIC_IMAGES
+                networks.critic, data, cfg.prepared, run, count=CRITIC_IMAGES
             ),
         }
+
+    # --- scoring ---------------------------------------------------------------------------
+
+    def forward(self, images: Tensor, roi: Tensor | None = None) -> Prediction[Tensor]:
+        self.require_fitted()
+        return one_by_one(self._judged, self.config, images, roi)
 
     def _judged(self, x: Tensor, roi: Tensor | None) -> Prediction[Tensor]:
         return Prediction(self.facts["mean_answer"] - self.networks.critic(x)[:, 0], None)
@@ -110,6 +154,26 @@ class WGAN(GenerativeDetector):
     def score_scale(self) -> float:
         return abs(float(self.facts["mean_answer"]))
 
+    def sample(self, n: int, *, seed: int = 0) -> UInt8:
+        self.require_fitted()
+        return sampled(self.networks.maker, n, seed)
+
+    def pictures(self) -> list[tuple[int, UInt8]]:
+        self.require_fitted()
+        return taken(self.networks.maker)
+
     def summary(self) -> str:
         height, width = self.image_size
         return f"critic of {height} x {width} px, from {self.facts['images']} images"
+
+    # --- storing ---------------------------------------------------------------------------
+
+    @property
+    def is_fitted(self) -> bool:
+        return self.networks is not None
+
+    def artifact(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
+        return stored(self.networks, self.facts)
+
+    def restore(self, facts: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
+        self.networks, self.facts = restored(self._untrained, facts, tensors)

@@ -6,19 +6,39 @@ Gulrajani, Ahmed, Arjovsky, Dumoulin, Courville, "Improved Training of Wasserste
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from torch import Tensor
 
-from amiss.learning.adversarial import CRITIC_IMAGES, Wasserstein, mean_answer, measured_diversity
+from amiss.learning.adversarial import (
+    CRITIC_IMAGES,
+    Wasserstein,
+    mean_answer,
+    measured_diversity,
+)
+from amiss.learning.held_out import HeldOut
+from amiss.learning.normals import Normals
+from amiss.learning.trained import (
+    GenerativeConfig,
+    Pair,
+    Split,
+    drawn,
+    job,
+    one_by_one,
+    restored,
+    sampled,
+    stored,
+    taken,
+)
 from amiss.learning.training_images import TrainingImages
-from amiss.methods.trained import GenerativeConfig, GenerativeDetector, Pair
+from amiss.methods.base import Detector
 from amiss.nn.gan import ConvEncoder, ConvGenerator, halvings
 from amiss.nn.residual_gan import ResidualEncoder, ResidualGenerator
 from amiss.options import Config, option
 from amiss.run import Run
-from amiss.types import Prediction
+from amiss.types import Prediction, UInt8
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,7 +75,7 @@ class WGANGPConfig(GenerativeConfig):
             self.refuse_unused(("penalty",), "penalty_weight is 0")
 
 
-class WGANGP(GenerativeDetector):
+class WGANGP(Detector):
     """WGAN-GP: how much less the critic says of an image than of normal ones on average.
 
     A(x) = mean of D over up to 32,000 random training images, less D(x). A baseline: the critic
@@ -67,6 +87,8 @@ class WGANGP(GenerativeDetector):
     paper: ClassVar[str] = "Gulrajani et al., NeurIPS 2017, arXiv 1704.00028"
     localizes: ClassVar[bool] = False
     exportable: ClassVar[bool | str] = True
+    learns_from_anomalies: ClassVar[bool] = False
+    trains: ClassVar[bool] = True
     config_type: ClassVar[type[Config]] = WGANGPConfig
     config: WGANGPConfig
 
@@ -94,17 +116,29 @@ class WGANGP(GenerativeDetector):
         options.pop("self")
         options.pop("__class__")
         super().__init__(WGANGPConfig(**options))
+        self.networks: Any = None  # once there are some
+        self.facts: dict[str, Any] = {}
+
+    # --- learning --------------------------------------------------------------------------
+
+    def learn(self, images: Normals, run: Run) -> HeldOut:
+        split = Split.draw(images, run)
+        self.networks = drawn(self._untrained, run.seed)
+        self.facts = {"images": len(split.data), **self._train(split.data, run)}
+        self.networks.requires_grad_(False)
+        self.eval()
+        return split.judged_by(self.forward, run)
 
     def _untrained(self) -> Pair:
         cfg = self.config
         shape: dict[str, Any] = {"channels": cfg.channels, "width": cfg.width}
         if cfg.network == "convolutional":
             return Pair(
-                self._maker(ConvGenerator(cfg.image_size, cfg.latent_dim, **shape)),
+                cfg.maker(ConvGenerator(cfg.image_size, cfg.latent_dim, **shape)),
                 ConvEncoder(cfg.image_size, 1, norm="none", **shape),
             )
         return Pair(
-            self._maker(ResidualGenerator(cfg.image_size, cfg.latent_dim, **shape)),
+            cfg.maker(ResidualGenerator(cfg.image_size, cfg.latent_dim, **shape)),
             ResidualEncoder(cfg.image_size, 1, norm="layer", **shape),
         )
 
@@ -114,14 +148,24 @@ class WGANGP(GenerativeDetector):
             cfg.learning_rate, "adam", betas=(cfg.beta1, cfg.beta2), n_critic=cfg.n_critic,
             penalty=cfg.penalty_weight, penalty_kind=cfg.penalty, drift=cfg.drift,
         )  # fmt: skip
-        history = rules.train(self._duel(data), run, self._job(run))
+        history = rules.train(
+            cfg.duel(networks, data),
+            run,
+            job(cfg, run),
+        )
         return {
             **history.facts(),
-            "sample_diversity": measured_diversity(networks.maker, data, self.prepared, run),
+            "sample_diversity": measured_diversity(networks.maker, data, cfg.prepared, run),
             "mean_answer": mean_answer(
-                networks.critic, data, self.prepared, run, count=CRITIC_IMAGES
+                networks.critic, data, cfg.prepared, run, count=CRITIC_IMAGES
             ),
         }
+
+    # --- scoring ---------------------------------------------------------------------------
+
+    def forward(self, images: Tensor, roi: Tensor | None = None) -> Prediction[Tensor]:
+        self.require_fitted()
+        return one_by_one(self._judged, self.config, images, roi)
 
     def _judged(self, x: Tensor, roi: Tensor | None) -> Prediction[Tensor]:
         return Prediction(self.facts["mean_answer"] - self.networks.critic(x)[:, 0], None)
@@ -129,6 +173,26 @@ class WGANGP(GenerativeDetector):
     def score_scale(self) -> float:
         return abs(float(self.facts["mean_answer"]))
 
+    def sample(self, n: int, *, seed: int = 0) -> UInt8:
+        self.require_fitted()
+        return sampled(self.networks.maker, n, seed)
+
+    def pictures(self) -> list[tuple[int, UInt8]]:
+        self.require_fitted()
+        return taken(self.networks.maker)
+
     def summary(self) -> str:
         height, width = self.image_size
         return f"critic of {height} x {width} px, from {self.facts['images']} images"
+
+    # --- storing ---------------------------------------------------------------------------
+
+    @property
+    def is_fitted(self) -> bool:
+        return self.networks is not None
+
+    def artifact(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
+        return stored(self.networks, self.facts)
+
+    def restore(self, facts: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
+        self.networks, self.facts = restored(self._untrained, facts, tensors)

@@ -10,6 +10,7 @@ from amiss.metrics.image import (
     image_ap,
     image_auroc,
     image_f1_max,
+    min_max,
     roc_curve,
 )
 from amiss.metrics.localization import PixelMetrics, pixel_metrics
@@ -25,6 +26,7 @@ __all__ = [
     "image_auroc",
     "image_f1_max",
     "label_regions",
+    "min_max",
     "pixel_ap",
     "pixel_auroc",
     "pixel_f1_max",

@@ -38,6 +38,23 @@ def image_auroc(scores: npt.ArrayLike, labels: npt.ArrayLike) -> float:
     return float(_auroc(*_counts(_ranking(scores, labels))))
 
 
+def min_max(scores: npt.ArrayLike) -> Float64:
+    """s' = (s - min S) / (max S - min S), in [0, 1]; all 0 where all scores are the same.
+
+    `scores` (B,) finite, of a finished test set: each score then depends on all others, so this is
+    for showing them, as GANomaly's authors do, and not for deciding. The order stays. Raises
+    `MetricError` on anything else, and without a score.
+    """
+    values = np.asarray(scores, dtype=np.float64)
+    if values.ndim != 1 or not values.size or not np.isfinite(values).all():
+        raise MetricError("min_max needs one row of finite scores.")
+    low, high = float(values.min()), float(values.max())
+    if high == low:
+        return np.zeros_like(values)
+    scaled: Float64 = (values - low) / (high - low)
+    return scaled
+
+
 def image_ap(scores: npt.ArrayLike, labels: npt.ArrayLike) -> float:
     """Average precision, the step form: AP = sum_t (R(t) - R(t-1)) P(t), without interpolation.
 

@@ -5,13 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from amiss.metrics import min_max
 from amiss.report.phrasing import duration, number
+from amiss.types import ANOMALOUS, NORMAL
 
 if TYPE_CHECKING:  # evaluation loads the network's libraries; a page needs only its outcome
     from amiss.outcome import Report
 
 Rows = list[tuple[str, str]]
 
+_PHI = 0.2  # of GANomaly's code
 _EXACT_NAMES = ("config", "options")
 _LONGEST_LIST = 12
 
@@ -39,17 +42,30 @@ def notes(report: Report) -> list[str]:
         for source in (report.detector, report.dataset)
         for warning in source.get("warnings") or []
     ]
-    return [_plain(note) for note in [*warnings, *report.notes]]
+    return [_plain(note) for note in [*warnings, *report.notes, *_papers_scale(report)]]
+
+
+def _papers_scale(report: Report) -> list[str]:
+    """What GANomaly's authors would show: scores scaled over the finished test set, cut at 0.2."""
+    if report.detector.get("method") != "ganomaly" or not report.judged:
+        return []
+    above = min_max(report.scores) > _PHI
+    normal, anomalous = (int((above & (report.labels == k)).sum()) for k in (NORMAL, ANOMALOUS))
+    return [
+        "As the authors show it: scaled by the least and the largest score of these test images, "
+        f"to 0 and 1, {normal:,} normal and {anomalous:,} anomalous images lie above {_PHI}. Such "
+        "a scale needs the whole test set first; no decision and no other figure here rests on it."
+    ]
 
 
 def _sections(heading: str, values: Mapping[str, Any]) -> list[tuple[str, Rows]]:
     """The plain values under `heading`, and each group of values under a heading of its own."""
     groups = {name: value for name, value in values.items() if isinstance(value, Mapping)}
-    groups.pop("losses", None)  # they are drawn
-    own = {k: v for k, v in values.items() if k != "warnings" and not isinstance(v, Mapping)}
+    own = {k: v for k, v in values.items() if k not in groups and k != "warnings"}
     found = [(heading, _rows(own, exact=False))]
     for name, group in groups.items():
-        rows = _rows(group, exact=name in _EXACT_NAMES)
+        listed = {k: v for k, v in group.items() if k != "losses"}  # they are drawn
+        rows = _rows(listed, exact=name in _EXACT_NAMES)
         found.append((f"{heading}: {str(name).replace('_', ' ')}", rows))
     return found
 
