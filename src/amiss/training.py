@@ -160,16 +160,13 @@ def train(  # noqa: PLR0913 - what learns, on what, how long, and the job
     started, first, saved = time.perf_counter(), loop.step, time.perf_counter()
     with torch.random.fork_rng(devices=[]), _Interruption() as interruption:
         while loop.step < total:
-            epoch, place = divmod(loop.step, per_epoch)
-            batch = _order(n, run.seed, epoch)[place * batch_size : (place + 1) * batch_size]
+            batch = _places(n, run.seed, loop.step, batch_size)
             torch.manual_seed(_seed_of(run.seed, loop.step, rank))
             given = loop.fabric.to_device(data.at(batch[rank::size]))
             is_first = loop.step == first and run.device == "cpu"
             losses = _measured(step, loop, given, run, stage) if is_first else step(loop, given)
             loop.step += 1
-            odd = log.add(losses)
-            if odd is not None:
-                raise checkpoints.broken(f"The loss {odd!r} is not finite", loop.step)
+            checkpoints.take_in(losses, loop.step)
             log.tell(loop.step)
             log.foretell(loop.step - first, total - loop.step, stage)
             interruption.watch(run.progress, stage, loop.step, total)
@@ -267,9 +264,12 @@ def _fabric(run: Run) -> Fabric:
     return fabric
 
 
-def _order(n: int, seed: int, epoch: int) -> Int64:
-    """The order of the images in an epoch: of the seed and the epoch alone."""
-    return np.random.default_rng([seed, epoch]).permutation(n)
+def _places(n: int, seed: int, step: int, batch_size: int) -> Int64:
+    """Which images a step sees: every epoch has an order of its own, of the seed and the epoch
+    alone."""
+    epoch, place = divmod(step, max(1, n // batch_size))
+    order = np.random.default_rng([seed, epoch]).permutation(n)
+    return order[place * batch_size : (place + 1) * batch_size]
 
 
 def _seed_of(seed: int, step: int, rank: int) -> int:

@@ -11,7 +11,7 @@ from torch.optim import Optimizer
 
 from amiss.errors import TrainingError
 from amiss.learning.partial import Partial
-from amiss.learning.training_log import TrainingLog
+from amiss.learning.training_log import Losses, TrainingLog
 
 
 class Player(NamedTuple):
@@ -52,6 +52,12 @@ class Checkpoints:
         self.log.restore(kept)
         self.last = int(kept["step"])
         return self.last
+
+    def take_in(self, losses: Losses, step: int) -> None:
+        """Log what a step reports; raises TrainingError where it is not finite."""
+        odd = self.log.add(losses)
+        if odd is not None:
+            raise self.broken(f"The loss {odd!r} is not finite", step)
 
     def save(self, step: int) -> None:
         """Write the state after `step` steps over the last one.

@@ -136,13 +136,11 @@ def drawn(make: Callable[[], Network], seed: int, number: int = 0) -> Network:
 
 
 class Pair(nn.Module):
-    """A generator and its discriminator or critic, and what else scoring needs."""
+    """A generator and its discriminator or critic, and the encoder of methods that have one."""
 
-    def __init__(self, maker: Maker, critic: nn.Module, **others: nn.Module) -> None:
+    def __init__(self, maker: Maker, critic: nn.Module, encoder: nn.Module | None = None) -> None:
         super().__init__()
-        self.maker, self.critic = maker, critic
-        for name, other in others.items():
-            self.add_module(name, other)
+        self.maker, self.critic, self.encoder = maker, critic, encoder
 
 
 # --- scoring -----------------------------------------------------------------------------------
