@@ -430,7 +430,7 @@ def test_what_networks_make_of_an_image_stands_beside_it(full: Report) -> None:
     for row in full.judged:
         row.made = np.full((32, 48, 3), 90, dtype=np.uint8)
     page = render(full)
-    made = [a for _, a in Elements(page).found if a.get("class") == "made"]
+    made = [a for _, a in Elements(page).found if a.get("class") == "remade"]
     assert made and {a["width"] for a in made} == {"270"}  # as the picture above it
     assert {a["height"] for a in made} == {"180"}
 
