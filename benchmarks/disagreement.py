@@ -6,7 +6,8 @@ For each patch size and for both terms, the students' error and their variance, 
 test images of the largest cell, of the 99th percentile and of the mean of the cells; and the same
 of their sum, which is the method's score where the largest cell is taken. Beside it stands what
 needs no network: the contrast of an image, the mean difference of neighbouring pixels, its AUROC,
-and its rank correlation with each score over the normal test images alone.
+its rank correlation with each score over the normal test images alone, and its median over the
+training images, the normal and the anomalous test images.
 """
 
 from __future__ import annotations
@@ -61,6 +62,13 @@ def main() -> None:
     for term, row in rows.items():
         print(f"{term:<16}", "  ".join(f"{how} {value:.3f}" for how, value in row.items()))
     told = image_auroc(contrasts, labels)
+    learned = ImageStream(index(options.data).train, size=detector.image_size).batches(8)
+    medians = {
+        "training": float(np.median([c for batch in learned for c in contrast(batch.images)])),
+        "normal test": float(np.median(np.array(contrasts)[labels == 0])),
+        "anomalous test": float(np.median(np.array(contrasts)[labels == 1])),
+    }
+    print("median contrast:", ", ".join(f"{name} {value:.2f}" for name, value in medians.items()))
     normal = labels == 0
     follows = {
         how: rank_correlation(reduce(terms["sum"])[normal], np.array(contrasts)[normal])
@@ -71,7 +79,8 @@ def main() -> None:
     if options.output:
         report = {"machine": describe(torch.get_num_threads()), "data": Path(options.data).name,
                   "options": detector.config.as_dict(), "image_auroc": rows,
-                  "contrast_auroc": told, "contrast_correlation": follows}  # fmt: skip
+                  "contrast_auroc": told, "contrast_medians": medians,
+                  "contrast_correlation": follows}  # fmt: skip
         write_json(options.output, report)
 
 

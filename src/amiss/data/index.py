@@ -261,7 +261,8 @@ def _from_path(source: str | Path, layout: str | None, choices: Choices) -> tupl
     if not path.is_dir():
         raise DataError(
             f"{path}: there is no such folder or file.",
-            hint='Sets known by name: "elpv", "elpv:mono", "elpv:poly".',
+            hint='Sets known by name: "elpv", "elpv:mono", "elpv:poly"; of classes: '
+            '"leave_one_out:K:FOLDER", "one_class:K:FOLDER", "memae_30:K:FOLDER".',
         )
     tree = scan(path)
     found = _recognise(tree, choices) if layout is None else _by_name(tree, layout, choices)
