@@ -4,7 +4,7 @@
         [--sides "ganomaly paper" "ganomaly code" fanogan anomalib] [--epochs 100] [--seeds 0 ...]
         [--threads N] [--output FILE]
 
-FOLDER has the layout of MVTec AD; both sides read a temporary copy of it at 64 x 64 px. GANomaly has
+FOLDER has the layout of MVTec AD; both sides read a copy of it at 64 x 64 px. GANomaly has
 as many epochs on every side, batches of 32 and the options of its defaults else. anomalib runs as
 documented: Folder, Engine.fit, Engine.test, ImageNet statistics, its own AUROC; it is not let
 validate, which would be on the test set. Training seconds are those of the fit; ours hold the
