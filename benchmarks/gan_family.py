@@ -27,8 +27,8 @@ GRAY: dict[str, Any] = {"image_size": (32, 32), "colors": "gray"}
 FANOGAN = {**GRAY, "width": 16, "epochs": 40, "encoder_epochs": 40, "encoder_learning_rate": 5e-4}
 SETTINGS: dict[str, tuple[str, dict[str, Any]]] = {
     "ganomaly": ("GANomaly", {**GRAY, "epochs": 15}),
-    "egbad": ("EGBAD", {**GRAY, "network": "deep", "width": 32, "learning_rate": 2e-4, "average": 0.99,
-                        "epochs": 100}),
+    "egbad": ("EGBAD", {**GRAY, "network": "deep", "width": 32, "learning_rate": 2e-4,
+                        "average": 0.99, "epochs": 100}),
     "dcgan": ("DCGAN", {**GRAY, "width": 32, "epochs": 40}),
     "wgan": ("WGAN", {**GRAY, "width": 32, "epochs": 40, "n_critic": 5}),
     "fanogan izi_f": ("FAnoGAN", FANOGAN),
