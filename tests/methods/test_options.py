@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+import amiss
 from amiss.errors import OptionError
 from amiss.methods import METHODS, method_class
 from amiss.options import Config, option
@@ -120,3 +121,11 @@ def test_the_page_of_a_method_lists_its_options_as_they_are(method: str) -> None
     spec.loader.exec_module(make)
     page = (place.parent / "methods" / f"{method}.md").read_text(encoding="utf-8")
     assert make.options_table(method) in page, "run `make docs`"
+
+
+def test_one_side_is_that_of_a_square() -> None:
+    assert amiss.PaDiM(image_size=96).config == amiss.PaDiM(image_size=(96, 96)).config  # type: ignore[arg-type]
+    with pytest.raises(OptionError, match="16 to 4096"):
+        amiss.PaDiM(image_size=8)  # type: ignore[arg-type]
+    with pytest.raises(OptionError, match="wrong type for PaDiM"):
+        amiss.PaDiM(image_size=True)  # type: ignore[arg-type]

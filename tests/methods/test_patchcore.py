@@ -462,7 +462,7 @@ def test_a_second_fit_that_fails_leaves_the_first_as_it_was(
         {"layers": ()},
         {"layers": ["8", "16"]},
         {"layers": "8"},
-        {"image_size": 256},
+        {"image_size": 256.0},
         {"image_size": (256,)},
         {"image_size": (256, 8)},
         {"coreset_ratio": "0.1"},
