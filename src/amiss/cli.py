@@ -350,7 +350,7 @@ def methods(*, json: Json = False) -> None:
     for row in rows:
         can = "maps" if row["localizes"] else "no maps"
         can += ", exports" if row["exportable"] is True else ""
-        print(f"{row['id']:<20}{can:<15}{row['paper']}")
+        print(f"{row['id']:<20}{can:<17}{row['paper']}")
 
 
 def show(

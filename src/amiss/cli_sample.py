@@ -33,11 +33,14 @@ def sample(
     fanogan."""
     from amiss.data.grid import grid
     from amiss.data.images import write_png
+    from amiss.data.tree import IMAGE_SUFFIXES
     from amiss.runtime import load_detector
     from amiss.threads import set_threads
 
     set_threads(threads)
     is_sheet = output.suffix.lower() == ".png"
+    if not is_sheet and output.suffix.lower() in IMAGE_SUFFIXES:
+        raise OptionError(f"{output}: a sheet is a PNG.", hint="Name a .png file, or a folder.")
     if columns is not None and not is_sheet:
         raise OptionError(
             f"--columns={columns} has no effect: {output} is a folder.",

@@ -126,6 +126,13 @@ class ExportedDetector:
     def evidence(self, images: UInt8, rois: Bool | None) -> None:
         """None: a graph does not say which normal patch it compared with."""
 
+    def sample(self, n: int, *, seed: int = 0) -> UInt8:
+        """Raises OptionError: a graph judges images and makes none."""
+        raise OptionError(
+            f"{self.path.name} is an exported graph, which makes no images.",
+            hint="Load the .amiss file that it was made from.",
+        )
+
     def reconstruct(self, images: UInt8, rois: Bool | None) -> None:
         """None: a graph does not hand out what it makes on the way."""
 

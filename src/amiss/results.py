@@ -151,8 +151,15 @@ class Results:
             if path is not None:
                 require_writable(path)
         calibration = runtime.calibration
-        if heatmaps is not None and (calibration is None or calibration.display is None):
-            raise OptionError("This detector makes no maps, or has no calibration to scale them.")
+        if heatmaps is not None and calibration is None:
+            raise OptionError(
+                "This detector has no calibration, and so no scale for heat maps.",
+                hint="Calibrate it with `amiss calibrate FILE --normals FOLDER`.",
+            )
+        if heatmaps is not None and calibration is not None and calibration.display is None:
+            raise OptionError(
+                "This detector makes no maps: it scores whole images.", hint="Leave heatmaps out."
+            )
         if heatmaps is not None:
             _make_folder(heatmaps)
         self.runtime, self.heatmaps, self.jsonl, self.csv = runtime, heatmaps, jsonl, csv

@@ -188,7 +188,7 @@ def load_detector(path: str | Path) -> Detector:
     Raises:
         ArtifactError: as `load`, and for an exported file.
     """
-    if Path(path).suffix in EXPORTED:
+    if Path(path).suffix in EXPORTED and Path(path).is_file():
         raise ArtifactError(
             f"{path} was exported already.", hint="Give the .amiss file that it was made from."
         )

@@ -51,7 +51,7 @@ QUICK: dict[str, dict[str, Any]] = {
         **TINY_GAN,
         "epochs": 2,
         "encoder_learning_rate": 3e-3,
-        "encoder_epochs": 60,
+        "encoder_epochs": 40,
         "score": "izi",  # features of a critic that learned for two steps say little
     },
     "wgan": {**TINY_GAN, "learning_rate": 5e-4, "clip": 0.1},
@@ -62,9 +62,9 @@ QUICK: dict[str, dict[str, Any]] = {
         "width": 8,
         "latent_dim": 8,
         "epochs": 60,
-        "batch_size": 4,
-        "learning_rate": 5e-3,
-        "enc_weight": 1000.0,  # of eight images codes are learned by heart before they agree
+        "batch_size": 2,
+        "learning_rate": 2e-3,
+        "enc_weight": 100.0,  # of six images codes are learned by heart before they agree
     },
     "mkd": {
         "backbone": "test_efficientnet",

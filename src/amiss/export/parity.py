@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from amiss.data.array_files import is_array_file
 from amiss.data.geometry import inner_roi, resize_image
 from amiss.data.images import read_image
 from amiss.data.index import find_again
@@ -197,7 +198,7 @@ def _decides_otherwise(
 def training_images(facts: dict[str, Any], window: str, count: int) -> list[UInt8]:
     """Up to `count` images of the fit, evenly taken among those that are still where they were."""
     files = [find_again(key, facts.get("root")) for key in facts.get("files", [])]
-    there = [(path, crop) for path, crop in files if path.is_file()]
+    there = [(path, crop) for path, crop in files if path.is_file() or is_array_file(path.parent)]
     found: list[UInt8] = []
     for place in np.linspace(0, len(there) - 1, min(count, len(there))).round().astype(int):
         path, crop = there[place]

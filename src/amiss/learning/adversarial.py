@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import bisect
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -34,6 +34,7 @@ _SHOWN = 16  # pictures each time, of the same codes
 _SIDE = 64  # of a kept picture, at most
 _JUDGED = 64  # samples that diversity is measured on
 _WARM_TURNS, _WARM_AGAIN, _WARM_STEPS = 25, 500, 100
+_FEW = 500  # moves of a generator
 _COLLAPSED = 0.1  # of the diversity of real images
 
 Prepare = Callable[[ImageBatch], Tensor]
@@ -150,6 +151,7 @@ class Duel:
     prepare: Prepare
     epochs: int
     batch_size: int
+    critic_steps: int = 1  # for one of the generator
 
     @property
     def steps(self) -> int:
@@ -167,6 +169,12 @@ class Duel:
             self.maker.remember(loop.step + 1, self.steps)
             return losses
 
+        moves = self.steps // self.critic_steps
+        if moves < _FEW:
+            run.say(
+                f"{stage}: the generator will move {moves} times. It takes a thousand and more to "
+                "make images; raise epochs or lower batch_size."
+            )
         players = {
             "generator": Player(self.maker, optimizers[0]),
             "critic": Player(self.critic, optimizers[1]),
@@ -247,6 +255,7 @@ class Wasserstein:
             return reported
 
         optimizers = (self._optimizer(duel.maker), self._optimizer(duel.critic))
+        duel = replace(duel, critic_steps=self.n_critic)
         return duel.train(optimizers, step, run, job, stage)
 
     def _critic_step(self, loop: Loop, duel: Duel, x: Tensor) -> dict[str, Tensor]:

@@ -274,6 +274,8 @@ def teachers_in(path: Path, networks: Sequence[PatchNetwork]) -> dict[str, Any]:
                 for name in file.keys()  # noqa: SIM118 - no mapping
                 if name.startswith("ensemble.teachers.")
             }
+        if manifest.get("method") != "uninformed_students":
+            raise ValueError(f"it is of the method {manifest.get('method')}")
         sizes = manifest["config"]["patch_sizes"]
         facts = dict(manifest["facts"]["students"]["teacher"])
         if sizes != [network.patch_size for network in networks]:

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from amiss.errors import DataError
+from amiss.errors import DataError, OptionError
 from amiss.learning.adversarial import LATENTS, Duel, Maker, as_levels
 from amiss.learning.held_out import HeldOut, draw_held_out, score_held_out, told_held_out
 from amiss.learning.normals import Normals
@@ -176,6 +176,8 @@ def in_color(x: Tensor) -> Tensor:
 
 def sampled(maker: Maker, n: int, seed: int) -> UInt8:
     """See `Detector.sample`."""
+    if n < 1 or seed < 0:
+        raise OptionError(f"n={n}, seed={seed}: at least one image, by a seed of 0 or more.")
     return _as_pictures(as_levels(maker.make(maker.draw(n, seed=seed))))
 
 

@@ -15,6 +15,7 @@ from amiss.learning.processes import rank_and_size
 from amiss.run import Run
 
 _PACE_S = 10.0  # after which the pace is known
+_PATIENCE_MIN = 3.0
 _SAID = 10  # how often the losses are said in the course of a training
 
 
@@ -51,11 +52,12 @@ class TrainingLog:
         if self._is_foretold or seconds < _PACE_S:
             return
         self._is_foretold = True
-        hours = left * seconds / done / 3600
-        if hours > 1:
+        minutes = left * seconds / done / 60
+        if minutes > _PATIENCE_MIN:
+            long = f"{minutes:.0f} minutes" if minutes < 90 else f"{minutes / 60:.0f} hours"
             self.run.say(
-                f"{stage}: about {hours:.0f} hours to go at this pace. The page of the method says "
-                "which options make it shorter."
+                f"{stage}: about {long} to go at this pace. The page of the method says which "
+                "options make it shorter."
             )
 
     def tell(self, step: int) -> None:

@@ -25,7 +25,7 @@ def quarter(size: tuple[int, int]) -> tuple[int, int]:
     if any(side % 4 for side in size):
         raise OptionError(
             f"image_size={size[0]},{size[1]} cannot be halved twice.",
-            hint="Use multiples of 4, such as 28,28.",
+            hint="Use multiples of 4, such as 28.",
         )
     return size[0] // 4, size[1] // 4
 

@@ -31,8 +31,8 @@ def halvings(size: tuple[int, int]) -> int:
     if count < 1 or any(side % (1 << count) for side in size):
         raise OptionError(
             f"image_size={size[0]},{size[1]} cannot be halved to cells of one size.",
-            hint="Use a power of two from 16 on, such as 32,32 or 64,64; or sides that are "
-            "multiples of a power of two, such as 48,64.",
+            hint="Use a power of two from 16 on, such as 32 or 64; or sides that are multiples of "
+            "one, such as 48 x 64.",
         )
     return count
 

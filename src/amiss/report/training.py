@@ -80,7 +80,7 @@ def _diversity(detector: Mapping[str, Any]) -> str | None:
     if share is None:
         return None
     said = f"Samples of the finished generator differ from one another by {percent(share)} of what "
-    said += "images do."
+    said += "images do, which does not say whether they look like images."
     if share < _COLLAPSED:
         said += " So little means that it makes nearly the same of every code (mode collapse)."
     return said
