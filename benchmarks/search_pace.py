@@ -87,9 +87,10 @@ def main() -> None:
             scores[name] = torch.as_tensor(way())
             seconds.append(time.perf_counter() - began)
         pace[name] = len(scores[name]) / statistics.median(seconds) * options.steps / 100
+    for name in ways:
         same = min(len(scores[name]), options.alone)
-        apart = float(((scores[name][:same] - scores["alone"][:same]) / scores["alone"][:same])
-                      .abs().max()) if "alone" in scores else 0.0  # fmt: skip
+        wanted = scores["alone"][:same]
+        apart = float(((scores[name][:same] - wanted) / wanted).abs().max())
         times = pace[name] / pace["plain"]
         print(f"{name:<10} {pace[name]:8.2f} images/s per 100 steps, {times:.2f} x plain, scores "
               f"apart by {apart:.1e} of themselves")  # fmt: skip
