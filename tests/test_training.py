@@ -307,3 +307,26 @@ def test_a_long_training_is_foretold_once(images: Normals, monkeypatch: pytest.M
     learned(images, Run(say=said.append), epochs=20)
     foretold = [sentence for sentence in said if "hours to go at this pace" in sentence]
     assert len(foretold) == 1 and foretold[0].startswith("training: about ")
+
+
+def test_what_is_frozen_for_a_while_learns_no_more_than_before(images: Normals) -> None:
+    net = network()
+    first, *others = net.parameters()
+    first.requires_grad_(False)
+    seen: list[bool] = []
+
+    def watched(loop: Loop, x: ImageBatch) -> dict[str, Tensor]:
+        with loop.frozen("net") as frozen:
+            seen.append(any(weight.requires_grad for weight in frozen.parameters()))
+        assert not first.requires_grad and all(weight.requires_grad for weight in others)
+        return step(loop, x)
+
+    player = Player(net, torch.optim.Adam(others, lr=1e-2))
+    data = TrainingImages(images, np.arange(len(images)), Run())
+    train({"net": player}, data, watched, epochs=1, batch_size=6, run=Run(), job={})
+    assert seen == [False, False]
+
+
+def test_small_losses_keep_their_digits() -> None:
+    history = training.History({"critic": [1.23456789e-7, -12345.678]}, 2, 1.0, 1.0)
+    assert history.facts()["losses"] == {"critic": [1.23457e-7, -12345.7]}

@@ -38,13 +38,27 @@ from amiss.types import Int64
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
 
-__all__ = ["CHECKPOINT_S", "History", "Loop", "Losses", "Player", "require_device", "train"]
+__all__ = [
+    "CHECKPOINT_S",
+    "History",
+    "Loop",
+    "Losses",
+    "Player",
+    "require_device",
+    "steps_of",
+    "train",
+]
 
 CHECKPOINT_S = 60.0
 """Seconds between two checkpoints, which an interruption adds one to."""
 
 
 Given = TypeVar("Given")
+
+
+def steps_of(n: int, epochs: int, batch_size: int) -> int:
+    """Steps of `epochs` epochs over n images, each of whole batches."""
+    return epochs * max(1, n // min(batch_size, n))
 
 
 class Loop:
@@ -85,12 +99,14 @@ class Loop:
         """A player's network that gradients pass through and that does not learn from them: a
         discriminator while its generator learns."""
         network = self.players[name].network
+        learning = [weight for weight in network.parameters() if weight.requires_grad]
         network.requires_grad_(False)
         try:
             with self.fabric.autocast():
                 yield network
         finally:
-            network.requires_grad_(True)
+            for weight in learning:
+                weight.requires_grad_(True)
 
 
 @dataclass(frozen=True)
@@ -112,10 +128,15 @@ class History:
     def facts(self) -> dict[str, Any]:
         """What a manifest says of it, of JSON types."""
         return {
-            "losses": {k: [round(v, 6) for v in values] for k, values in self.losses.items()},
+            "losses": {k: [_rounded(v) for v in values] for k, values in self.losses.items()},
             "training_seconds": self.seconds,
             "images_per_second": self.images_per_second,
         }
+
+
+def _rounded(value: float) -> float:
+    """To six digits that count: losses of clipped critics are small in all of theirs."""
+    return float(f"{value:.6g}")
 
 
 def train(  # noqa: PLR0913 - what learns, on what, how long, and the job
@@ -145,8 +166,8 @@ def train(  # noqa: PLR0913 - what learns, on what, how long, and the job
     n = len(data)
     batch_size = min(batch_size, n)
     _require_shares(batch_size, size, n)
-    per_epoch = max(1, n // batch_size)
-    total = epochs * per_epoch
+    total = steps_of(n, epochs, batch_size)
+    per_epoch = total // epochs
     for player in players.values():
         player.network.train()
     loop = Loop(_fabric(run), players)

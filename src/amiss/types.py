@@ -20,6 +20,9 @@ Int64 = npt.NDArray[np.int64]
 NORMAL = 0
 ANOMALOUS = 1
 
+MODE_COLLAPSE = 0.1
+"""Samples that differ by less than this share of what images do are nearly all the same."""
+
 
 @dataclass(frozen=True, slots=True)
 class Record:

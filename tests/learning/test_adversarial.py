@@ -14,7 +14,6 @@ from torch import Tensor, nn
 from amiss.data.index import index
 from amiss.data.stream import ImageStream
 from amiss.errors import TrainingWarning
-from amiss.learning import adversarial
 from amiss.learning.adversarial import (
     Duel,
     Logarithmic,
@@ -30,6 +29,7 @@ from amiss.learning.normals import Normals
 from amiss.learning.training_images import ImageBatch, TrainingImages
 from amiss.nn.gan import ConvEncoder, ConvGenerator
 from amiss.nn.levels import as_input
+from amiss.nn.roi import inside
 from amiss.run import Run
 from amiss.training import Loop
 
@@ -208,8 +208,11 @@ def test_a_discriminator_that_knows_nothing_costs_two_logarithms(
     assert history.losses["generator"] == pytest.approx([of_generator], rel=1e-6)
 
 
+@pytest.mark.parametrize(
+    "rules", [Logarithmic(1e-3), Wasserstein(1e-3, "adam", n_critic=1, penalty=10.0)]
+)
 def test_each_learns_from_its_own_loss_alone(
-    data: TrainingImages, monkeypatch: pytest.MonkeyPatch
+    data: TrainingImages, monkeypatch: pytest.MonkeyPatch, rules: Logarithmic | Wasserstein
 ) -> None:
     ours = duel(data, epochs=1, batch_size=12)
     seen: dict[str, list[bool]] = {}
@@ -225,7 +228,7 @@ def test_each_learns_from_its_own_loss_alone(
 
     monkeypatch.setattr(Loop, "update", watched)
     first, other = weights(ours.maker), weights(ours.critic)
-    Logarithmic(1e-3).train(ours, Run(), {})
+    rules.train(ours, Run(), {})
     assert seen == {"critic": [True], "generator": [True]}
     assert changed(first, ours.maker) and changed(other, ours.critic)
 
@@ -298,4 +301,66 @@ def test_a_duel_counts_its_steps(data: TrainingImages) -> None:
     history = Logarithmic(1e-3).train(ours, Run(), {})
     assert history.steps == ours.steps == 6
     assert ours.maker.taken_at.tolist()[-1] == 6
-    assert adversarial.CRITIC_IMAGES == 32_000
+    assert duel(data, epochs=4, batch_size=100).steps == 4
+
+
+def test_how_few_moves_the_generator_will_make_is_said(data: TrainingImages) -> None:
+    def told(rules: Logarithmic | Wasserstein, epochs: int) -> str:
+        said: list[str] = []
+        rules.train(duel(data, epochs=epochs), Run(say=said.append), {})
+        return " ".join(said)
+
+    assert "the generator will move 12 times" in told(Logarithmic(1e-3), 4)
+    assert "will move 4 times" in told(Wasserstein(1e-3, "adam", n_critic=3), 4)
+    # 102 steps: the critic's first hundred, then once.
+    assert "will move 1 times" in told(Wasserstein(1e-3, "adam", n_critic=3, warm=True), 34)
+
+
+def test_the_finished_discriminator_tells_what_is_real(data: TrainingImages) -> None:
+    """By the statistics that its batch norms gathered on the way, from real and from made images,
+    the same weights say the opposite here."""
+    ours = duel(data, epochs=150)
+    Logarithmic(1e-3).train(ours, Run(), {})
+    real = prepared(data.at(np.arange(12)))
+    with torch.no_grad():
+        made = ours.maker.make(ours.maker.draw(12, seed=1))
+        assert float(ours.critic(real).mean()) > float(ours.critic(made).mean())
+    assert not ours.critic.training and not ours.maker.training
+
+
+def test_both_are_settled_alike_whatever_their_norms_have_gathered(data: TrainingImages) -> None:
+    """As in two processes, whose norms have seen different shares of the images."""
+    found = []
+    for scale in (0.0, 1.0):
+        ours = duel(data)
+
+        def spoil(*_: object, of: Duel = ours, by: float = scale) -> None:
+            for network in (of.maker, of.critic):
+                for name, buffer in network.named_buffers():
+                    if name.endswith("running_mean"):
+                        buffer.add_(by)
+
+        Logarithmic(1e-3).train(ours, Run(progress=spoil), {})
+        found.append({**ours.maker.generator.state_dict(), **ours.critic.state_dict()})
+    one, other = found
+    assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+@pytest.mark.parametrize(
+    "rules", [Logarithmic(1e-3), Wasserstein(1e-3, "adam", n_critic=2, penalty=1.0)]
+)
+def test_the_critic_sees_nothing_outside_of_the_regions(
+    data: TrainingImages, rules: Logarithmic | Wasserstein
+) -> None:
+    assert data.kept is not None
+    rois = torch.zeros(12, *SIZE, dtype=torch.bool)
+    rois[:, 4:12, 8:24] = True
+    data.kept = ImageBatch(data.kept.images, rois)
+    ours = duel(data, epochs=1)
+    seen: list[Tensor] = []
+    ours.critic.register_forward_pre_hook(lambda _, given: seen.append(given[0].detach()))
+    masked = Duel(ours.maker, ours.critic, data, lambda b: inside(prepared(b), b.rois), 1, 4)
+    rules.train(masked, Run(), {})
+    assert len(seen) >= 9
+    assert all(not x[:, :, :4].any() and not x[..., 24:].any() for x in seen)
+    assert all(x[:, :, 4:12, 8:24].any() for x in seen)

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from amiss.data.index import index
 from amiss.data.stream import ImageStream
 from amiss.errors import OptionError
+from amiss.methods import anogan
 from amiss.methods.anogan import AnoGAN
 from amiss.nn.gan import ConvEncoder, ConvGenerator, folded
 
@@ -44,8 +45,7 @@ def at(fitted: AnoGAN, **change: Any) -> AnoGAN:
 def test_what_the_generator_makes_is_found_again(normals: Path) -> None:
     """A1: of a generator whose batch norms are warm, the loss falls below 1 % of its first."""
     torch.manual_seed(0)
-    # The rate by default brings a code no further than 2.2 in any of its values.
-    detector = AnoGAN(image_size=(32, 32), colors="gray", epochs=1, width=64, search_rate=0.05)
+    detector = AnoGAN(image_size=(32, 32), colors="gray", epochs=1)
     detector.networks = detector._untrained()
     maker = detector.networks.maker
     for _ in range(20):
@@ -71,7 +71,15 @@ def test_a_search_leaves_the_networks_alone(fitted: AnoGAN, images: Tensor) -> N
 
 
 @pytest.mark.parametrize(
-    "change", [{}, {"patience": 3}, {"keep": "best"}, {"restarts": 3}, {"reduction": "mean"}]
+    "change",
+    [
+        {},
+        {"search_steps": 500, "search_rate": 0.03},
+        {"patience": 3},
+        {"keep": "best"},
+        {"restarts": 3},
+        {"reduction": "mean"},
+    ],
 )
 def test_a_batch_is_searched_as_its_images_one_by_one(
     fitted: AnoGAN, images: Tensor, change: dict[str, Any]
@@ -109,6 +117,41 @@ def test_logits_ask_whether_what_is_made_looks_real(fitted: AnoGAN, images: Tens
     with torch.no_grad():
         logits = fitted.networks.critic(found.image)[:, 0]
     torch.testing.assert_close(found.loss, F.softplus(-logits), rtol=1e-4, atol=1e-6)
+
+
+def test_a_search_is_of_the_networks_there_are(fitted: AnoGAN, images: Tensor) -> None:
+    detector = at(fitted)
+    x = images.float() / 127.5 - 1
+    before = detector._closest(x, None)
+    facts, tensors = fitted.artifact()
+    detector.restore(
+        facts, {k: v * 0.5 if v.is_floating_point() else v for k, v in tensors.items()}
+    )
+    changed = detector._closest(x, None)
+    assert not torch.equal(changed.image, before.image)
+    detector.restore(facts, tensors)
+    assert torch.equal(detector._closest(x, None).image, before.image)
+
+
+def test_large_images_are_searched_a_few_at_a_time(
+    fitted: AnoGAN, images: Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes: list[int] = []
+    search = anogan.search_codes
+
+    def watched(loss_of: Any, start: Tensor, how: Any) -> Tensor:
+        sizes.append(len(start))
+        return search(loss_of, start, how)
+
+    monkeypatch.setattr(anogan, "search_codes", watched)
+    x = images.float() / 127.5 - 1
+    rois = torch.ones(4, 16, 32, dtype=torch.bool)
+    rois[2, :, :16] = False
+    at_once = fitted._closest(x, rois)
+    monkeypatch.setattr(anogan, "_AT_ONCE", 3 * 16 * 32 * 4)
+    in_parts = fitted._closest(x, rois)
+    assert sizes == [4, 3, 1]
+    torch.testing.assert_close(in_parts.loss, at_once.loss, rtol=1e-4, atol=0)
 
 
 def test_folded_networks_say_what_they_did() -> None:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from amiss.data.index import index
 from amiss.data.stream import ImageStream
 from amiss.errors import OptionError
+from amiss.learning.training_images import ImageBatch
 from amiss.methods.fanogan import SCORES, FAnoGAN
 from amiss.run import Run
 
@@ -30,7 +31,7 @@ def images(normals: Path) -> Tensor:
 
 @pytest.fixture(scope="module")
 def fitted(normals: Path) -> FAnoGAN:
-    return FAnoGAN(**TINY).fit(normals, max_false_alarm=0.4)
+    return FAnoGAN(**TINY, score="critic").fit(normals, max_false_alarm=0.4)
 
 
 def at(fitted: FAnoGAN, **change: Any) -> FAnoGAN:
@@ -166,3 +167,34 @@ def test_options_without_effect_are_refused() -> None:
         FAnoGAN(encoder_training="ziz", kappa=2.0)
     with pytest.raises(OptionError, match="score is izi"):
         FAnoGAN(score="izi", score_kappa=2.0)
+
+
+def test_regions_are_mirrored_with_their_images() -> None:
+    images = torch.arange(8, dtype=torch.uint8).expand(40, 3, 4, 8).clone()
+    rois = torch.zeros(40, 4, 8, dtype=torch.bool)
+    rois[:, :, :3] = True
+    torch.manual_seed(0)
+    plain = FAnoGAN(**TINY)._augmented(ImageBatch(images, rois))
+    assert torch.equal(plain.images, images)
+    found = FAnoGAN(**TINY, flip=True)._augmented(ImageBatch(images, rois))
+    assert found.rois is not None
+    for image, roi in zip(found.images, found.rois, strict=True):
+        # What is looked at holds the same levels, mirrored or not.
+        assert sorted(set(image[0][roi].tolist())) == [0, 1, 2]
+    mirrored = found.images[:, 0, 0, 0] == 7
+    assert 8 < int(mirrored.sum()) < 32
+    assert FAnoGAN(**TINY, flip=True)._augmented(ImageBatch(images, None)).rois is None
+
+
+def test_the_encoder_is_judged_with_by_statistics_of_what_it_learned_from(normals: Path) -> None:
+    """A momentum of 0.01 leaves most of the first ones after a few steps."""
+    detector = FAnoGAN(**TINY).fit(normals, max_false_alarm=0.4)
+    (batch,) = ImageStream(index(normals).train, size=(16, 32)).batches(12)
+    images = torch.from_numpy(batch.images).permute(0, 3, 1, 2)
+    norm = detector.networks.encoder.blocks[0].norm1
+    with torch.no_grad():
+        inner = detector.networks.encoder.first(images.float() / 127.5 - 1)
+    # Of ten of the twelve images, so near those of all.
+    torch.testing.assert_close(norm.running_mean, inner.mean((0, 2, 3)), rtol=0.2, atol=0.05)
+    ratio = norm.running_var / inner.var((0, 2, 3))
+    assert ((ratio > 0.7) & (ratio < 1.4)).all()

@@ -8,8 +8,8 @@ GANs", NeurIPS 2017.
 from __future__ import annotations
 
 import bisect
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -18,10 +18,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from amiss.errors import TrainingWarning
+from amiss.learning.settling import BATCHES, settle, some_batches
 from amiss.learning.training_images import ImageBatch, TrainingImages
 from amiss.nn.losses import discriminator_loss, generator_loss, gradient_penalty
+from amiss.nn.roi import inside
 from amiss.run import Run, warn
-from amiss.training import History, Loop, Losses, Player, train
+from amiss.training import History, Loop, Losses, Player, steps_of, train
+from amiss.types import MODE_COLLAPSE
 
 LATENTS = ("normal", "uniform")
 """Priors of a code: N(0, 1), or U(-1, 1)."""
@@ -35,7 +38,6 @@ _SIDE = 64  # of a kept picture, at most
 _JUDGED = 64  # samples that diversity is measured on
 _WARM_TURNS, _WARM_AGAIN, _WARM_STEPS = 25, 500, 100
 _FEW = 500  # moves of a generator
-_COLLAPSED = 0.1  # of the diversity of real images
 
 Prepare = Callable[[ImageBatch], Tensor]
 """Images as they are kept -> x (B, C, H, W) in [-1, 1]."""
@@ -124,7 +126,7 @@ def measured_diversity(maker: Maker, data: TrainingImages, prepare: Prepare, run
     numbers = np.random.default_rng(run.seed).permutation(len(data))[:_JUDGED]
     made = maker.make(maker.draw(_JUDGED, seed=run.seed))
     found = diversity(made, prepare(data.at(np.sort(numbers))))
-    if found < _COLLAPSED:
+    if found < MODE_COLLAPSE:
         warn(
             run,
             f"Samples differ from one another by {found:.1%} of what images do: the generator "
@@ -141,6 +143,15 @@ def adam(
     return torch.optim.Adam(network.parameters(), lr=learning_rate, betas=betas, fused=True)
 
 
+def tell_moves(run: Run, stage: str, moves: int) -> None:
+    """Say beforehand where a generator will move too few times to come to anything."""
+    if moves < _FEW:
+        run.say(
+            f"{stage}: the generator will move {moves} times. It takes a thousand and more to "
+            "make images; raise epochs or lower batch_size."
+        )
+
+
 @dataclass(frozen=True)
 class Duel:
     """Who learns against whom, from what, and for how long."""
@@ -151,38 +162,64 @@ class Duel:
     prepare: Prepare
     epochs: int
     batch_size: int
-    critic_steps: int = 1  # for one of the generator
+    augment: Callable[[ImageBatch], ImageBatch] | None = None
 
     @property
     def steps(self) -> int:
         """Of the whole training."""
-        return self.epochs * max(1, len(self.data) // min(self.batch_size, len(self.data)))
+        return steps_of(len(self.data), self.epochs, self.batch_size)
+
+    def shown(self, batch: ImageBatch) -> tuple[Tensor, Tensor | None]:
+        """x (B, C, H, W) and the regions (B, H, W) that are looked at, or None for everywhere."""
+        if self.augment is not None:
+            batch = self.augment(batch)
+        return self.prepare(batch), batch.rois
+
+    def made(self, loop: Loop, x: Tensor, rois: Tensor | None) -> Tensor:
+        """As many made images as x, seen through the same regions."""
+        return inside(loop.networks["generator"](self.maker.draw(len(x), like=x)), rois)
 
     def train(
         self, optimizers: tuple[torch.optim.Optimizer, torch.optim.Optimizer],
-        step: Callable[[Loop, ImageBatch], Losses], run: Run, job: dict[str, Any], stage: str,
+        step: Callable[[Loop, ImageBatch], Losses], moves: int, run: Run, job: dict[str, Any],
+        stage: str,
     ) -> History:  # fmt: skip
-        """`train` with the generator and the critic as players, and pictures taken on the way."""
+        """`train` with the generator and the critic as players, and pictures taken on the way; then
+        both are settled, the critic on real images."""
 
         def pictured(loop: Loop, batch: ImageBatch) -> Losses:
             losses = step(loop, batch)
             self.maker.remember(loop.step + 1, self.steps)
             return losses
 
-        moves = self.steps // self.critic_steps
-        if moves < _FEW:
-            run.say(
-                f"{stage}: the generator will move {moves} times. It takes a thousand and more to "
-                "make images; raise epochs or lower batch_size."
-            )
+        tell_moves(run, stage, moves)
         players = {
             "generator": Player(self.maker, optimizers[0]),
             "critic": Player(self.critic, optimizers[1]),
         }
-        return train(
+        history = train(
             players, self.data, pictured, epochs=self.epochs, batch_size=self.batch_size,
             run=run, job=job, stage=stage,
         )  # fmt: skip
+        settle(self.maker, settling_codes(self.maker, self.data, self.batch_size, run))
+        settle(self.critic, ((x,) for x in self.images(run)))
+        return history
+
+    def images(self, run: Run) -> Iterator[Tensor]:
+        """Training images x (B, C, H, W), as batch norms are settled on them."""
+        for batch in some_batches(self.data, self.batch_size, run.seed):
+            yield self.shown(batch)[0]
+
+
+def settling_codes(
+    maker: Maker, data: TrainingImages, batch_size: int, run: Run
+) -> Iterator[tuple[Tensor]]:
+    """Codes to settle a generator on, as many batches as there are of images."""
+    size = min(batch_size, len(data))
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(run.seed)
+        for _ in range(min(len(data) // size, BATCHES)):
+            yield (maker.draw(size),)
 
 
 @dataclass(frozen=True)
@@ -200,8 +237,8 @@ class Logarithmic:
         """Train both; losses by name: `discriminator`, `generator`."""
 
         def step(loop: Loop, batch: ImageBatch) -> Losses:
-            x = duel.prepare(batch)
-            made = loop.networks["generator"](duel.maker.draw(len(x), like=x))
+            x, rois = duel.shown(batch)
+            made = duel.made(loop, x, rois)
             judge = loop.networks["critic"]
             # Apart: the batch norms of D would mix what is real with what is made.
             loss = discriminator_loss(judge(x), judge(made.detach()))
@@ -217,7 +254,7 @@ class Logarithmic:
             adam(duel.maker, self.learning_rate, self.betas),
             adam(duel.critic, self.learning_rate, self.betas),
         )
-        return duel.train(optimizers, step, run, job, stage)
+        return duel.train(optimizers, step, duel.steps, run, job, stage)
 
 
 @dataclass(frozen=True)
@@ -240,27 +277,29 @@ class Wasserstein:
     warm: bool = False
 
     def train(self, duel: Duel, run: Run, job: dict[str, Any], stage: str = "training") -> History:
-        """Train both; losses by name: `critic` and `generator`, which they descend; `distance`,
-        E D(x) - E D(G(z)), an estimate of the distance of what is made from what is real, up to the
-        unknown steepness of D; and `penalty`."""
+        """Train both; losses by name, means over the critic's steps: `critic`, which it descends;
+        `distance`, E D(x) - E D(G(z)), an estimate of the distance of what is made from what is
+        real, up to the unknown steepness of D; `generator`, -E D(G(z)) of the same images, where a
+        step of the generator would begin; and `penalty`."""
 
         def step(loop: Loop, batch: ImageBatch) -> Losses:
-            x = duel.prepare(batch)
-            reported = self._critic_step(loop, duel, x)
+            x, rois = duel.shown(batch)
+            reported = self._critic_step(loop, duel, x, rois)
             if self.is_makers_turn(loop.step):
                 with loop.frozen("critic") as frozen:
-                    made = loop.networks["generator"](duel.maker.draw(len(x), like=x))
-                    loop.backward(-frozen(made).float().mean())
+                    loop.backward(-frozen(duel.made(loop, x, rois)).float().mean())
                 loop.update("generator")
             return reported
 
         optimizers = (self._optimizer(duel.maker), self._optimizer(duel.critic))
-        duel = replace(duel, critic_steps=self.n_critic)
-        return duel.train(optimizers, step, run, job, stage)
+        moves = sum(map(self.is_makers_turn, range(duel.steps)))
+        return duel.train(optimizers, step, moves, run, job, stage)
 
-    def _critic_step(self, loop: Loop, duel: Duel, x: Tensor) -> dict[str, Tensor]:
+    def _critic_step(
+        self, loop: Loop, duel: Duel, x: Tensor, rois: Tensor | None
+    ) -> dict[str, Tensor]:
         with torch.no_grad():
-            made = loop.networks["generator"](duel.maker.draw(len(x), like=x))
+            made = duel.made(loop, x, rois)
         critic = loop.networks["critic"]
         real, fake = critic(x).float(), critic(made).float()
         distance = real.mean() - fake.mean()
@@ -310,4 +349,5 @@ def mean_answer(
     for start in range(0, len(numbers), _JUDGED):
         batch = data.at(numbers[start : start + _JUDGED])
         total += float(critic(prepare(batch)).double().sum())
+        run.progress("mean of the critic", min(start + _JUDGED, len(numbers)), len(numbers))
     return total / len(numbers)

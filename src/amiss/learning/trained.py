@@ -16,6 +16,7 @@ from amiss.learning.held_out import HeldOut, draw_held_out, score_held_out, told
 from amiss.learning.normals import Normals
 from amiss.learning.training_images import ImageBatch, TrainingImages
 from amiss.nn.levels import as_gray, as_input
+from amiss.nn.roi import inside
 from amiss.options import Config, option
 from amiss.run import Run
 from amiss.training import require_device
@@ -73,11 +74,11 @@ class GenerativeConfig(TrainedConfig):
         self,
         pair: Pair,
         data: TrainingImages,
-        prepare: Callable[[ImageBatch], Tensor] | None = None,
+        augment: Callable[[ImageBatch], ImageBatch] | None = None,
     ) -> Duel:
-        """The training of a pair on images, which `prepare`, or `prepared`, makes ready."""
+        """The training of a pair on images, which `augment` may change first."""
         return Duel(
-            pair.maker, pair.critic, data, prepare or self.prepared, self.epochs, self.batch_size
+            pair.maker, pair.critic, data, self.prepared, self.epochs, self.batch_size, augment
         )
 
 
@@ -162,11 +163,6 @@ def one_by_one(
     maps = [one.anomaly_map for one in found if one.anomaly_map is not None]
     score = torch.cat([one.score for one in found])
     return Prediction(score, torch.cat(maps) if maps else None)
-
-
-def inside(x: Tensor, roi: Tensor | None) -> Tensor:
-    """x (B, C, H, W), 0 outside of `roi` (B, H, W)."""
-    return x if roi is None else x * roi[:, None]
 
 
 def in_color(x: Tensor) -> Tensor:

@@ -39,8 +39,9 @@ class TrainingLog:
     def add(self, losses: Losses) -> str | None:
         """Take in what a step reports; the name of a loss that is not finite, or None."""
         odd = None
-        for name, value in losses.items():
-            found = float(value)
+        # All at once: each by itself would make a GPU wait for its answer.
+        found_all = torch.stack([torch.as_tensor(value).float() for value in losses.values()])
+        for name, found in zip(losses, found_all.tolist(), strict=True):
             odd = odd or (None if math.isfinite(found) else name)
             self.sums[name] = self.sums.get(name, 0.0) + found
         return odd

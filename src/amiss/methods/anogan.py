@@ -23,7 +23,6 @@ from amiss.learning.trained import (
     Split,
     drawn,
     in_color,
-    inside,
     job,
     restored,
     sampled,
@@ -34,6 +33,7 @@ from amiss.learning.training_images import ImageBatch, TrainingImages
 from amiss.methods.base import Detector
 from amiss.nn.gan import ConvEncoder, ConvGenerator, folded, halvings
 from amiss.nn.latent_search import Search, search_codes
+from amiss.nn.roi import inside
 from amiss.options import Config, option
 from amiss.run import Run
 from amiss.types import Prediction, UInt8
@@ -42,6 +42,7 @@ _OF_SEARCH = (
     "feature_weight", "discrimination", "reduction", "search_steps", "search_rate", "restarts",
     "keep", "patience", "tolerance", "clamp_codes",
 )  # fmt: skip
+_AT_ONCE = 64 * 64 * 64 * 64  # images x pixels x width
 _OBSTACLE = (
     "the closest image is searched by running the networks backwards, hundreds of times for each "
     "image, and an exported graph runs forwards only"
@@ -79,7 +80,7 @@ class AnoGANConfig(GenerativeConfig):
         500, "Gamma: steps of the search for an image", low=1, high=100_000, paper="500"
     )
     search_rate: float = option(
-        0.01, "of the search's Adam: a tenth of it after two fifths of the steps, a twentieth "
+        0.03, "of the search's Adam: a tenth of it after two fifths of the steps, a twentieth "
         "after three", low=1e-6, high=10,
     )  # fmt: skip
     restarts: int = option(1, "searches from other codes; the best counts", low=1, high=100)
@@ -156,12 +157,14 @@ class AnoGAN(Detector):
         super().__init__(AnoGANConfig(**options))
         self.networks: Any = None  # once there are some
         self.facts: dict[str, Any] = {}
-        self._searched: tuple[nn.Module, nn.Module, nn.Module] | None = None
+        # Of which networks, where and in which precision; and those that a search runs.
+        self._searched: tuple[Any, tuple[nn.Module, nn.Module, nn.Module]] | None = None
 
     # --- learning --------------------------------------------------------------------------
 
     def learn(self, images: Normals, run: Run) -> HeldOut:
         split = Split.draw(images, run)
+        self._searched = None
         self.networks = drawn(self._untrained, run.seed)
         self.facts = {"images": len(split.data), **self._train(split.data, run)}
         self.networks.requires_grad_(False)
@@ -217,29 +220,40 @@ class AnoGAN(Detector):
 
     def _closest(self, x: Tensor, roi: Tensor | None) -> _Closest:
         """The images that the generator comes closest to x with: a search, then its last step."""
-        cfg = self.config
+        # As many at once as take the memory of 64 images of 64 x 64 px at the paper's width.
+        H, W = self.image_size
+        size = max(1, _AT_ONCE // (H * W * self.config.width))
+        rois = [None] * len(x) if roi is None else roi.split(size)
         with torch.inference_mode(mode=False), torch.no_grad():
-            x = x.clone()  # of no inference, which autograd would not take
-            rois = None if roi is None else roi.clone()
-            wanted = self._features(x)
+            # Clones are of no inference, which autograd would not take.
+            found = [
+                self._closest_of(part.clone(), None if mask is None else mask.clone())
+                for part, mask in zip(x.split(size), rois, strict=False)
+            ]
+        return _Closest(*(torch.cat(parts) for parts in zip(*found, strict=True)))
 
-            def loss_of(codes: Tensor, numbers: Tensor) -> Tensor:
-                mask = None if rois is None else rois[numbers]
-                return self._loss(codes, x[numbers], mask, wanted[numbers])[0]
+    def _closest_of(self, x: Tensor, rois: Tensor | None) -> _Closest:
+        """`_closest` of images that are searched together."""
+        cfg = self.config
+        wanted = self._features(x)
 
-            best: _Closest | None = None
-            for seed in range(cfg.restarts):
-                # All images start from the same code: a score is of its image alone.
-                start = draw_codes(1, cfg.latent_dim, cfg.latent, like=x, seed=seed)
-                codes = search_codes(loss_of, start.expand(len(x), -1), self._search())
-                found = _Closest(*self._loss(codes, x, rois, wanted))
-                if best is not None:
-                    closer = found.loss < best.loss
-                    image = torch.where(closer[:, None, None, None], found.image, best.image)
-                    found = _Closest(torch.minimum(found.loss, best.loss), image)
-                best = found
-            assert best is not None
-            return best
+        def loss_of(codes: Tensor, numbers: Tensor) -> Tensor:
+            mask = None if rois is None else rois[numbers]
+            return self._loss(codes, x[numbers], mask, wanted[numbers])[0]
+
+        best: _Closest | None = None
+        for seed in range(cfg.restarts):
+            # All images start from the same code: a score is of its image alone.
+            start = draw_codes(1, cfg.latent_dim, cfg.latent, like=x, seed=seed)
+            codes = search_codes(loss_of, start.expand(len(x), -1), self._search())
+            found = _Closest(*self._loss(codes, x, rois, wanted))
+            if best is not None:
+                closer = found.loss < best.loss
+                image = torch.where(closer[:, None, None, None], found.image, best.image)
+                found = _Closest(torch.minimum(found.loss, best.loss), image)
+            best = found
+        assert best is not None
+        return best
 
     def _search(self) -> Search:
         cfg = self.config
@@ -275,14 +289,16 @@ class AnoGAN(Detector):
     def _frozen(self) -> tuple[nn.Module, nn.Module, nn.Module]:
         """Generator, body and head of the discriminator as a search runs them: without batch norms
         of their own."""
-        if self._searched is None:
-            networks = self.networks
+        networks = self.networks
+        weight: Tensor = networks.critic.head.weight
+        of = (id(networks), weight.device, weight.dtype)
+        if self._searched is None or self._searched[0] != of:
             body = folded(networks.critic.body)
             # Not as modules of the detector: they are these networks once more.
             made = folded(networks.maker.generator.body), body, networks.critic.head
-            object.__setattr__(self, "_searched", made)
+            object.__setattr__(self, "_searched", (of, made))
         assert self._searched is not None
-        return self._searched
+        return self._searched[1]
 
     def sample(self, n: int, *, seed: int = 0) -> UInt8:
         self.require_fitted()
@@ -310,3 +326,4 @@ class AnoGAN(Detector):
 
     def restore(self, facts: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
         self.networks, self.facts = restored(self._untrained, facts, tensors)
+        self._searched = None

@@ -6,7 +6,7 @@ arXiv 1802.06222.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, cast
 
@@ -14,16 +14,23 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from amiss.learning.adversarial import Maker, adam, measured_diversity
+from amiss.errors import OptionError
+from amiss.learning.adversarial import (
+    Maker,
+    adam,
+    measured_diversity,
+    settling_codes,
+    tell_moves,
+)
 from amiss.learning.held_out import HeldOut
 from amiss.learning.normals import Normals
+from amiss.learning.settling import settle, some_batches
 from amiss.learning.trained import (
     GenerativeConfig,
     Pair,
     Split,
     drawn,
     in_color,
-    inside,
     job,
     one_by_one,
     restored,
@@ -36,10 +43,14 @@ from amiss.methods.base import Detector
 from amiss.nn.bigan import Averaged, PairDiscriminator, SmallEncoder, SmallGenerator, quarter
 from amiss.nn.gan import ConvEncoder, ConvGenerator, halvings
 from amiss.nn.losses import discriminator_loss, generator_loss
+from amiss.nn.roi import inside
 from amiss.options import Config, option
 from amiss.run import Run
-from amiss.training import Loop, Losses, Player, train
+from amiss.training import Loop, Losses, Player, steps_of, train
 from amiss.types import Prediction, UInt8
+
+_LARGEST_SMALL = 64  # side of an image for the networks of MNIST
+_FIRST_LEFT = 0.01  # of the running mean: a larger share of first weights is told
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,6 +101,12 @@ class EGBADConfig(GenerativeConfig):
         super().__post_init__()
         if self.network == "small":
             quarter(self.image_size)
+            if max(self.image_size) > _LARGEST_SMALL:
+                raise OptionError(
+                    f"network=small, image_size={self.image_size[0]},{self.image_size[1]}: their "
+                    f"layers grow with the image; they are for sides of up to {_LARGEST_SMALL}.",
+                    hint="Use network=deep for larger images.",
+                )
         else:
             halvings(self.image_size)
 
@@ -168,7 +185,8 @@ class EGBAD(Detector):
             name: Player(one, adam(one.network, cfg.learning_rate, (cfg.beta1, 0.999)))
             for name, one in learning.items()
         }
-        steps = cfg.epochs * max(1, len(data) // min(cfg.batch_size, len(data)))
+        steps = steps_of(len(data), cfg.epochs, cfg.batch_size)
+        self._tell_beforehand(steps, run)
 
         def step(loop: Loop, batch: ImageBatch) -> Losses:
             losses = self._step(loop, batch, data)
@@ -185,9 +203,30 @@ class EGBAD(Detector):
         self.networks = Pair(
             cast(Maker, averages["generator"]), averages["critic"], encoder=averages["encoder"]
         )
-        self.networks.eval()
+        self._settle(data, run)
         spread = measured_diversity(self.networks.maker, data, self.config.prepared, run)
         return {**history.facts(), "sample_diversity": spread}
+
+    def _tell_beforehand(self, steps: int, run: Run) -> None:
+        """Say what a short training would leave undone."""
+        tell_moves(run, "training", steps)
+        left = self.config.average**steps
+        if left > _FIRST_LEFT:
+            run.say(
+                f"training: {left:.0%} of the running mean that judges will be first, random "
+                "weights; raise epochs or lower average."
+            )
+
+    def _settle(self, data: TrainingImages, run: Run) -> None:
+        """Batch norms of the running means, the encoder's first: the discriminator sees codes."""
+        cfg, networks = self.config, self.networks
+
+        def images() -> Iterator[Tensor]:
+            return (cfg.prepared(b) for b in some_batches(data, cfg.batch_size, run.seed))
+
+        settle(networks.maker, settling_codes(networks.maker, data, cfg.batch_size, run))
+        settle(networks.encoder, ((x,) for x in images()))
+        settle(networks.critic, ((x, networks.encoder(x)) for x in images()))
 
     def _step(self, loop: Loop, batch: ImageBatch, data: TrainingImages) -> dict[str, Tensor]:
         """D on the batch; then G and E, each against the new D, on another draw of images."""
@@ -196,7 +235,7 @@ class EGBAD(Detector):
         x = self.config.prepared(batch)
         codes = self._draw(len(x), x)
         with torch.no_grad():
-            made, coded = generator(codes), encoder(x)
+            made, coded = inside(generator(codes), batch.rois), encoder(x)
         loss = discriminator_loss(judge(x, coded), judge(made, codes))
         loop.backward(loss)
         loop.update("critic")
@@ -204,22 +243,35 @@ class EGBAD(Detector):
         again: ImageBatch = loop.fabric.to_device(other)
         x = self.config.prepared(again)
         codes = self._draw(len(x), x)
-        with loop.frozen("critic") as wrapped:
+        reported = {"discriminator": loss.detach()}
+        # One after the other, each with a backward pass of its own, as scaled gradients want it;
+        # G is as it was for both.
+        with loop.frozen("critic") as wrapped, loop.frozen("generator") as kept:
             frozen = cast(Averaged, wrapped).network
-            of_maker = generator_loss(frozen(generator(codes), codes))
             coded = encoder(x)
             of_encoder = F.softplus(frozen(x, coded).float()).mean()
-        both = of_maker + of_encoder
-        reported = {"discriminator": loss.detach(), "generator": of_maker.detach(),
-                    "encoder": of_encoder.detach()}  # fmt: skip
-        if self.config.cycle_weight > 0:
-            cycle = (x - inside(generator(coded), again.rois)).abs().float().mean()
-            both = both + self.config.cycle_weight * cycle
-            reported["cycle"] = cycle.detach()
-        loop.backward(both)
-        loop.update("generator")
+            reported["encoder"] = of_encoder.detach()
+            if self.config.cycle_weight > 0:
+                cycle = self._cycle(x, kept(coded), again)
+                of_encoder = of_encoder + self.config.cycle_weight * cycle
+                reported["cycle"] = cycle.detach()
+        loop.backward(of_encoder)
         loop.update("encoder")
+        with loop.frozen("critic") as wrapped:
+            frozen = cast(Averaged, wrapped).network
+            of_maker = generator_loss(frozen(inside(generator(codes), again.rois), codes))
+            reported["generator"] = of_maker.detach()
+            if self.config.cycle_weight > 0:
+                cycle = self._cycle(x, generator(coded.detach()), again)
+                of_maker = of_maker + self.config.cycle_weight * cycle
+        loop.backward(of_maker)
+        loop.update("generator")
         return reported
+
+    @staticmethod
+    def _cycle(x: Tensor, made: Tensor, batch: ImageBatch) -> Tensor:
+        """mean |x - G(E(x))|."""
+        return (x - inside(made, batch.rois)).abs().float().mean()
 
     def _draw(self, n: int, like: Tensor) -> Tensor:
         maker: Maker = self.networks.maker

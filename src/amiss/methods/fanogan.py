@@ -6,7 +6,7 @@ with Generative Adversarial Networks", Medical Image Analysis 54, 2019.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -18,16 +18,17 @@ from amiss.learning.adversarial import (
     Wasserstein,
     mean_answer,
     measured_diversity,
+    settling_codes,
 )
 from amiss.learning.held_out import HeldOut
 from amiss.learning.normals import Normals
+from amiss.learning.settling import settle, some_batches
 from amiss.learning.trained import (
     GenerativeConfig,
     Pair,
     Split,
     drawn,
     in_color,
-    inside,
     job,
     one_by_one,
     restored,
@@ -39,6 +40,7 @@ from amiss.learning.training_images import ImageBatch, TrainingImages
 from amiss.methods.base import Detector
 from amiss.nn.gan import halvings
 from amiss.nn.residual_gan import ResidualEncoder, ResidualGenerator
+from amiss.nn.roi import inside
 from amiss.options import Config, option
 from amiss.run import Run
 from amiss.training import History, Loop, Losses, Player, train
@@ -200,18 +202,24 @@ class FAnoGAN(Detector):
             "encoder_seconds": of_encoder["training_seconds"],
             "images_per_second": found["images_per_second"],
             "sample_diversity": spread,
-            "mean_answer": mean_answer(
-                networks.critic, data, cfg.prepared, run, count=CRITIC_IMAGES
-            ),
+            **self._of_critic(data, run),
         }
 
-    def _augmented(self, batch: ImageBatch) -> Tensor:
-        """As `prepared`, every other image mirrored where that is asked for."""
-        x = self.config.prepared(batch)
+    def _of_critic(self, data: TrainingImages, run: Run) -> dict[str, float]:
+        """What the score of the critic needs, where that is asked for."""
+        cfg, critic = self.config, self.networks.critic
+        if cfg.score != "critic":
+            return {}
+        return {"mean_answer": mean_answer(critic, data, cfg.prepared, run, count=CRITIC_IMAGES)}
+
+    def _augmented(self, batch: ImageBatch) -> ImageBatch:
+        """Every other image, and its region with it, mirrored where that is asked for."""
+        images, rois = batch
         if not self.config.flip:
-            return x
-        mirrored = torch.rand(len(x), 1, 1, 1, device=x.device) < 0.5
-        return torch.where(mirrored, x.flip(3), x)
+            return batch
+        chosen = torch.rand(len(images), 1, 1, device=images.device) < 0.5
+        images = torch.where(chosen[:, None], images.flip(3), images)
+        return ImageBatch(images, None if rois is None else torch.where(chosen, rois.flip(2), rois))
 
     def _train_encoder(self, data: TrainingImages, run: Run) -> History:
         """Stage 2: E learns, G and D stay as they are and let gradients through."""
@@ -227,7 +235,8 @@ class FAnoGAN(Detector):
             device = loop.fabric.device
             networks.maker.to(device)
             networks.critic.to(device)
-            x = self._augmented(batch)
+            batch = self._augmented(batch)
+            x = cfg.prepared(batch)
             with loop.fabric.autocast():
                 loss, reported = self._encoder_loss(encoder, x, batch.rois)
             loop.backward(loss)
@@ -241,7 +250,20 @@ class FAnoGAN(Detector):
         )  # fmt: skip
         networks.maker.cpu()
         networks.critic.cpu()
+        settle(networks.encoder, self._of_encoder(data, run))
         return history
+
+    def _of_encoder(self, data: TrainingImages, run: Run) -> Iterator[tuple[Tensor]]:
+        """What the encoder learned from, to settle it on: training images, or made ones."""
+        cfg, maker = self.config, self.networks.maker
+        images = some_batches(data, cfg.batch_size, run.seed)
+        if cfg.encoder_training == "ziz":
+            drawn_codes = settling_codes(maker, data, cfg.batch_size, run)
+            for (codes,), batch in zip(drawn_codes, images, strict=True):
+                yield (inside(maker(codes), batch.rois),)
+            return
+        for batch in images:
+            yield (cfg.prepared(batch),)
 
     def _encoder_loss(
         self, encoder: nn.Module, x: Tensor, rois: Tensor | None
@@ -250,7 +272,7 @@ class FAnoGAN(Detector):
         cfg, networks = self.config, self.networks
         if cfg.encoder_training == "ziz":
             codes = networks.maker.draw(len(x), like=x)
-            again = self._bounded(encoder(networks.maker(codes)))
+            again = self._bounded(encoder(inside(networks.maker(codes), rois)))
             return (again - codes).float().square().mean(), {}
         made = inside(networks.maker(self._bounded(encoder(x))), rois)
         image = (x - made).float().square().mean()

@@ -13,15 +13,15 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from amiss.learning.adversarial import adam
+from amiss.learning.adversarial import adam, tell_moves
 from amiss.learning.held_out import HeldOut
 from amiss.learning.normals import Normals
+from amiss.learning.settling import settle, some_batches
 from amiss.learning.trained import (
     Split,
     TrainedConfig,
     drawn,
     in_color,
-    inside,
     one_by_one,
     restored,
     stored,
@@ -30,9 +30,10 @@ from amiss.learning.training_images import ImageBatch, TrainingImages
 from amiss.methods.base import Detector
 from amiss.nn.gan import ConvEncoder, ConvGenerator, halvings, init_weights
 from amiss.nn.losses import discriminator_loss, norms
+from amiss.nn.roi import inside
 from amiss.options import Config, option
 from amiss.run import Run
-from amiss.training import Loop, Losses, Player, train
+from amiss.training import Loop, Losses, Player, steps_of, train
 from amiss.types import Prediction
 
 _FOOLED_NOBODY = 1e-5  # the loss of a discriminator that is made anew by the code
@@ -193,10 +194,13 @@ class GANomaly(Detector):
             reported = {name: value.detach() for name, value in losses.items()}
             return reported | {"discriminator": loss.detach()}
 
+        tell_moves(run, "training", steps_of(len(data), cfg.epochs, cfg.batch_size))
         history = train(
             players, data, step, epochs=cfg.epochs, batch_size=cfg.batch_size, run=run,
             job=cfg.as_dict() | {"seed": run.seed},
         )  # fmt: skip
+        images = some_batches(data, cfg.batch_size, run.seed)
+        settle(self.networks, ((cfg.prepared(batch),) for batch in images))
         return history.facts()
 
     def _has_won(self, loop: Loop, loss: Tensor) -> bool:

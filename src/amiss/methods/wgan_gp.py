@@ -135,7 +135,7 @@ class WGANGP(Detector):
         if cfg.network == "convolutional":
             return Pair(
                 cfg.maker(ConvGenerator(cfg.image_size, cfg.latent_dim, **shape)),
-                ConvEncoder(cfg.image_size, 1, norm="none", **shape),
+                ConvEncoder(cfg.image_size, 1, has_norm=False, **shape),
             )
         return Pair(
             cfg.maker(ResidualGenerator(cfg.image_size, cfg.latent_dim, **shape)),

@@ -49,7 +49,8 @@ class ConvEncoder(nn.Module):
         channels: of the images, C.
         width: channels of the first layer, 64 in the papers.
         extra_layers: 3 x 3 convolutions after the first one.
-        norm: "batch"; or, for a critic whose gradient is penalised, "layer" or "none".
+        has_norm: whether batch norms follow; not in a critic whose gradient is penalised image by
+            image.
     """
 
     def __init__(
@@ -60,7 +61,7 @@ class ConvEncoder(nn.Module):
         channels: int,
         width: int,
         extra_layers: int = 0,
-        norm: str = "batch",
+        has_norm: bool = True,
     ) -> None:
         super().__init__()
         count = halvings(size)
@@ -68,13 +69,13 @@ class ConvEncoder(nn.Module):
         for _ in range(extra_layers):
             layers += [
                 nn.Conv2d(width, width, 3, padding=1, bias=False),
-                *_norm(norm, width),
+                *_norm(has_norm, width),
                 nn.LeakyReLU(_SLOPE, inplace=True),
             ]
         for _ in range(count - 1):
             layers += [
                 _down(width, 2 * width),
-                *_norm(norm, 2 * width),
+                *_norm(has_norm, 2 * width),
                 nn.LeakyReLU(_SLOPE, inplace=True),
             ]
             width *= 2
@@ -164,11 +165,8 @@ def folded(body: nn.Sequential) -> nn.Sequential:
     return merged.to(memory_format=torch.channels_last)
 
 
-def _norm(kind: str, channels: int) -> list[nn.Module]:
-    """ "layer" goes by the statistics of each image, with a scale and an offset per channel."""
-    if kind == "none":
-        return []
-    return [nn.BatchNorm2d(channels) if kind == "batch" else nn.GroupNorm(1, channels)]
+def _norm(is_there: bool, channels: int) -> list[nn.Module]:
+    return [nn.BatchNorm2d(channels)] if is_there else []
 
 
 def _down(before: int, after: int) -> nn.Conv2d:

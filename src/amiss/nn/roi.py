@@ -1,4 +1,4 @@
-"""Regions of interest, on the way from pixels to the cells of a feature grid."""
+"""Regions of interest, over pixels and on the way to the cells of a feature grid."""
 
 from __future__ import annotations
 
@@ -40,6 +40,11 @@ class RoiStore:
             return np.ones((len(wanted), grid[0] * grid[1]), dtype=np.bool_)
         rows = [roi_cells(roi, grid) for i in wanted if (roi := self.get(i)) is not None]
         return torch.cat(rows).numpy()
+
+
+def inside(x: Tensor, roi: Tensor | None) -> Tensor:
+    """x (B, C, H, W), 0 outside of `roi` (B, H, W), which is everywhere if None."""
+    return x if roi is None else x * roi[:, None]
 
 
 def roi_cells(roi: Tensor, grid: tuple[int, int]) -> Tensor:

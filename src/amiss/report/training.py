@@ -14,6 +14,7 @@ from amiss.data.grid import grid
 from amiss.report import figures
 from amiss.report.gallery import Picture, picture
 from amiss.report.phrasing import count, percent
+from amiss.types import MODE_COLLAPSE
 
 if TYPE_CHECKING:  # evaluation loads the network's libraries; a page needs only its outcome
     from amiss.outcome import Report
@@ -21,7 +22,6 @@ if TYPE_CHECKING:  # evaluation loads the network's libraries; a page needs only
 _MOST = 16  # curves
 _COLUMNS = 8
 _SIDE = 64  # of a picture of a sheet, about, in pixels
-_COLLAPSED = 0.1  # see `amiss.learning.adversarial`
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +81,6 @@ def _diversity(detector: Mapping[str, Any]) -> str | None:
         return None
     said = f"Samples of the finished generator differ from one another by {percent(share)} of what "
     said += "images do, which does not say whether they look like images."
-    if share < _COLLAPSED:
+    if share < MODE_COLLAPSE:
         said += " So little means that it makes nearly the same of every code (mode collapse)."
     return said
