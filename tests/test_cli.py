@@ -673,19 +673,22 @@ def generator(normals: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.filterwarnings("ignore::amiss.errors.TrainingWarning")
 def test_sample_writes_a_sheet_or_a_folder(
-    generator: Path, tmp_path: Path, capsys: Capture
+    generator: Path, tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     told = amiss(capsys, "sample", generator, "-o", tmp_path / "grid.png", "--count", "10",
                  "--columns", "4")  # fmt: skip
     assert told.status == 0 and "10 images of 16 x 32 px" in told.out
     with Image.open(tmp_path / "grid.png") as sheet:
         assert sheet.size == (4 * 34 - 2, 3 * 18 - 2)
+    monkeypatch.setattr("amiss.cli_sample._AT_ONCE", 3)  # codes are the same in parts
     told = amiss(capsys, "sample", generator, "-o", tmp_path / "each", "--count", "10", "--json")
     assert told.json["count"] == 10 and told.json["height"] == 16
     names = sorted(path.name for path in (tmp_path / "each").iterdir())
     assert names == [f"{n}.png" for n in range(10)]
     with Image.open(tmp_path / "each" / "0.png") as one, Image.open(tmp_path / "grid.png") as sheet:
         assert np.array_equal(np.asarray(one), np.asarray(sheet)[:16, :32])
+    with Image.open(tmp_path / "each" / "9.png") as one, Image.open(tmp_path / "grid.png") as sheet:
+        assert np.array_equal(np.asarray(one), np.asarray(sheet)[36:52, 34:66])
 
 
 def test_sample_refuses_what_it_cannot_do(
@@ -699,4 +702,25 @@ def test_sample_refuses_what_it_cannot_do(
     assert told.status == 1 and "no empty folder" in told.err
     told = amiss(capsys, "sample", generator, "-o", tmp_path / "new", "--columns", "3")
     assert told.status == 1 and "--columns=3 has no effect" in told.err
-    assert not (tmp_path / "new").exists() and not (tmp_path / "x.png").exists()
+    (tmp_path / "file").touch()
+    told = amiss(capsys, "sample", generator, "-o", tmp_path / "file" / "sub")
+    assert told.status == 1 and "There is no folder" in told.err
+    told = amiss(capsys, "sample", generator, "-o", tmp_path / "file")
+    assert told.status == 1 and "no empty folder" in told.err
+    told = amiss(capsys, "sample", generator, "-o", tmp_path / "x.png", "--count", "5000")
+    assert told.status == 1 and "up to 4096 images" in told.err
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "full"]
+
+
+def test_sample_leaves_no_half_written_folder(
+    generator: Path, tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise OptionError("no more room")
+
+    monkeypatch.setattr("amiss.data.images.write_png", fail)
+    told = amiss(capsys, "sample", generator, "-o", tmp_path / "each", "--count", "3")
+    assert told.status == 1 and "no more room" in told.err and not list(tmp_path.iterdir())
+    monkeypatch.setattr(Path, "mkdir", lambda *_: (_ for _ in ()).throw(OSError(2, "no such")))
+    told = amiss(capsys, "sample", generator, "-o", tmp_path / "each", "--count", "3")
+    assert told.status == 1 and "each cannot be made: no such" in told.err

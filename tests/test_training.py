@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import time
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -330,3 +332,19 @@ def test_what_is_frozen_for_a_while_learns_no_more_than_before(images: Normals) 
 def test_small_losses_keep_their_digits() -> None:
     history = training.History({"critic": [1.23456789e-7, -12345.678]}, 2, 1.0, 1.0)
     assert history.facts()["losses"] == {"critic": [1.23457e-7, -12345.7]}
+
+
+def test_the_time_of_all_stretches_counts(images: Normals, tmp_path: Path) -> None:
+    run = Run(partial=tmp_path / "x.partial")
+
+    def slow_at_first(number: int, _: ImageBatch) -> None:
+        time.sleep(0.3 if number == 0 else 0)
+        if number == 2:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    said: list[str] = []
+    with pytest.raises(KeyboardInterrupt):
+        learned(images, replace(run, say=said.append), on_step=slow_at_first)
+    assert any(sentence.startswith("Stopping after this step.") for sentence in said)
+    _, history = learned(images, run)
+    assert history.seconds > 0.3 and history.steps == 12

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
@@ -10,6 +14,9 @@ import typer
 from amiss.console import print_json, require_writable
 from amiss.errors import OptionError
 from amiss.flags import Json, Threads
+
+_ON_A_SHEET = 4096
+_AT_ONCE = 256  # images in memory
 
 
 def sample(
@@ -46,21 +53,47 @@ def sample(
             f"--columns={columns} has no effect: {output} is a folder.",
             hint="Give a .png, or leave --columns out.",
         )
-    if is_sheet:
+    if is_sheet and count > _ON_A_SHEET:
+        raise OptionError(
+            f"--count={count}: a sheet holds up to {_ON_A_SHEET} images.",
+            hint="Name a folder for more.",
+        )
+    if is_sheet or not output.exists():
         require_writable(output)
-    elif output.exists() and (output.is_file() or any(output.iterdir())):
+    elif output.is_file() or any(output.iterdir()):
         raise OptionError(
             f"{output} is no empty folder.", hint="Name a new folder, or a .png for all in one."
         )
-    made = load_detector(detector).sample(count, seed=seed)
+    made = load_detector(detector)
     if is_sheet:
-        write_png(grid(made, columns=columns), output)
+        found = made.sample(count, seed=seed)
+        write_png(grid(found, columns=columns), output)
     else:
-        output.mkdir(parents=True, exist_ok=True)
-        for number, picture in enumerate(made):
-            write_png(picture, output / f"{number:0{len(str(count - 1))}}.png")
-    n, height, width, _ = made.shape
+        with _appearing(output) as folder:
+            for start in range(0, count, _AT_ONCE):
+                found = made.sample(min(_AT_ONCE, count - start), seed=seed, start=start)
+                for number, picture in enumerate(found, start):
+                    write_png(picture, folder / f"{number:0{len(str(count - 1))}}.png")
+    _, height, width, _ = found.shape
     if json:
-        print_json({"path": str(output), "count": n, "height": height, "width": width})
+        print_json({"path": str(output), "count": count, "height": height, "width": width})
     else:
-        print(f"{output}: {n} images of {height} x {width} px, seed {seed}")
+        print(f"{output}: {count} images of {height} x {width} px, seed {seed}")
+
+
+@contextmanager
+def _appearing(folder: Path) -> Iterator[Path]:
+    """A folder to write into, which takes the name of `folder` when all is written; nothing is left
+    behind where that comes to nothing."""
+    temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
+    try:
+        temporary.mkdir()
+    except OSError as error:
+        raise OptionError(f"{folder} cannot be made: {error.strerror}.") from error
+    try:
+        yield temporary
+        if folder.exists():
+            folder.rmdir()
+        temporary.rename(folder)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)

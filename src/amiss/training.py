@@ -72,6 +72,7 @@ class Loop:
         self._optimizers: dict[str, Any] = {}
         self.step = 0
         self.memory: StepMemory | None = None  # of the step that it is measured in
+        self.moved: set[str] = set()  # players that have learned something in this process
         for name, player in players.items():
             self.networks[name], self._optimizers[name] = fabric.setup(
                 player.network, player.optimizer
@@ -93,6 +94,7 @@ class Loop:
             )
         optimizer.step()
         optimizer.zero_grad()
+        self.moved.add(name)
 
     @contextmanager
     def frozen(self, name: str) -> Iterator[nn.Module]:
@@ -113,7 +115,8 @@ class Loop:
 class History:
     """What a training went through: the mean of each loss over each epoch, and its pace.
 
-    `seconds` and `images_per_second` are those of this process since it was started or resumed.
+    `seconds` are those of all stretches of a training that was interrupted, up to its checkpoints;
+    `images_per_second` is the pace of the last.
     """
 
     losses: dict[str, list[float]]
@@ -179,13 +182,20 @@ def train(  # noqa: PLR0913 - what learns, on what, how long, and the job
     if loop.step:
         run.say(f"going on after step {loop.step} of {total}")
     started, first, saved = time.perf_counter(), loop.step, time.perf_counter()
-    with torch.random.fork_rng(devices=[]), _Interruption() as interruption:
+    peak = 0.0
+    with torch.random.fork_rng(devices=[]), _Interruption(run) as interruption:
         while loop.step < total:
             batch = _places(n, run.seed, loop.step, batch_size)
             torch.manual_seed(_seed_of(run.seed, loop.step, rank))
             given = loop.fabric.to_device(data.at(batch[rank::size]))
-            is_first = loop.step == first and run.device == "cpu"
-            losses = _measured(step, loop, given, run, stage) if is_first else step(loop, given)
+            if run.device == "cpu" and loop.moved != players.keys():
+                # Not the first step alone: a generator may wait for its turn.
+                losses, found = _measured(step, loop, given, run, stage)
+                peak = max(peak, found)
+                if loop.moved == players.keys():
+                    run.say(f"memory: about {round(peak)} MiB at the peak of the {stage}")
+            else:
+                losses = step(loop, given)
             loop.step += 1
             checkpoints.take_in(losses, loop.step)
             log.tell(loop.step)
@@ -202,20 +212,20 @@ def train(  # noqa: PLR0913 - what learns, on what, how long, and the job
         player.network.cpu().eval()
     seconds = time.perf_counter() - started
     pace = (loop.step - first) * batch_size / max(seconds, 1e-9)
-    return History(log.epochs, loop.step, round(seconds, 3), round(pace, 2))
+    whole = log.seconds_before + seconds
+    return History(log.epochs, loop.step, round(whole, 3), round(pace, 2))
 
 
 def _measured(
     step: Callable[[Loop, Given], Losses], loop: Loop, given: Given, run: Run, stage: str
-) -> Losses:
-    """A step that is stopped where it takes too much memory; says what it took."""
+) -> tuple[Losses, float]:
+    """A step that is stopped where it takes too much memory; and what it took, in MiB."""
     optimizers = [player.optimizer for player in loop.players.values()]
     with StepMemory(run, stage, optimizers) as memory:
         loop.memory = memory
         losses = step(loop, given)
         loop.memory = None
-    run.say(f"memory: about {round(memory.peak_mib)} MiB at the peak of the {stage}")
-    return losses
+    return losses, memory.peak_mib
 
 
 def _require_shares(batch_size: int, size: int, n: int) -> None:
@@ -230,8 +240,8 @@ class _Interruption:
     """Within `with`, Ctrl-C lets the step under way come to its end, so that what is saved is what
     an uninterrupted training had at that point. A second one interrupts at once."""
 
-    def __init__(self) -> None:
-        self.came = False
+    def __init__(self, run: Run) -> None:
+        self.run, self.came = run, False
         self._before: Any = None
         self._is_mine = threading.current_thread() is threading.main_thread()
 
@@ -248,6 +258,7 @@ class _Interruption:
         if self.came:
             raise KeyboardInterrupt
         self.came = True
+        self.run.say("Stopping after this step. Once more stops at once and keeps less.")
 
     def watch(self, call: Callable[..., object], *arguments: object) -> None:
         """Call something that may itself ask for the end."""

@@ -316,6 +316,14 @@ def test_how_few_moves_the_generator_will_make_is_said(data: TrainingImages) -> 
     assert "will move 1 times" in told(Wasserstein(1e-3, "adam", n_critic=3, warm=True), 34)
 
 
+def test_the_memory_of_the_generators_turn_counts(data: TrainingImages) -> None:
+    told: list[str] = []
+    run = Run(say=told.append, progress=lambda _, done, __: told.append(str(done)))
+    Wasserstein(1e-3, "adam", n_critic=4).train(duel(data), run, {})
+    (place,) = [i for i, line in enumerate(told) if line.startswith("memory: about")]
+    assert told[place - 1] == "3" and told[place + 1] == "4"
+
+
 def test_the_finished_discriminator_tells_what_is_real(data: TrainingImages) -> None:
     """By the statistics that its batch norms gathered on the way, from real and from made images,
     the same weights say the opposite here."""

@@ -78,7 +78,9 @@ def test_samples_follow_from_the_seed_and_survive_the_file(
     assert made.shape == (20, 16, 32, 3) and made.dtype == np.uint8
     assert np.array_equal(made, detector.sample(20, seed=3))
     assert not np.array_equal(made, detector.sample(20, seed=4))
-    assert detector.sample(1, seed=3).shape == (1, 16, 32, 3)
+    # Which others are made with it is of no matter to an image, but for the last bit of a sum.
+    part = detector.sample(5, seed=3, start=12).astype(int)
+    assert np.abs(part - made[12:17].astype(int)).max() <= 1
     again = amiss.load(detector.save(tmp_path / "x.amiss"))
     assert np.array_equal(again.sample(20, seed=3), made)
     kept, of_file = detector.pictures(), again.pictures()

@@ -35,6 +35,7 @@ CRITIC_IMAGES = 32_000
 _TAKEN = 8  # how often pictures are taken in the course of a training
 _SHOWN = 16  # pictures each time, of the same codes
 _SIDE = 64  # of a kept picture, at most
+_BLOCK = 16  # codes that are drawn at once by a seed
 _JUDGED = 64  # samples that diversity is measured on
 _WARM_TURNS, _WARM_AGAIN, _WARM_STEPS = 25, 500, 100
 _FEW = 500  # moves of a generator
@@ -44,15 +45,30 @@ Prepare = Callable[[ImageBatch], Tensor]
 
 
 def draw_codes(
-    n: int, dim: int, latent: str, *, like: Tensor | None = None, seed: int | None = None
+    n: int,
+    dim: int,
+    latent: str,
+    *,
+    like: Tensor | None = None,
+    seed: int | None = None,
+    start: int = 0,
 ) -> Tensor:
-    """n codes (n, dim) from the prior, on the device of `like`: of the global generator, or of a
-    `seed`."""
-    generator = None if seed is None else torch.Generator().manual_seed(seed)
-    if latent == "uniform":
-        codes = torch.rand(n, dim, generator=generator) * 2 - 1
+    """n codes (n, dim) from the prior, on the device of `like`: of the global generator, or those
+    from number `start` on of a `seed`, each the same however many are asked for."""
+    draw = torch.rand if latent == "uniform" else torch.randn
+    if seed is None:
+        codes = draw(n, dim)
     else:
-        codes = torch.randn(n, dim, generator=generator)
+        blocks = range(start // _BLOCK, (start + n - 1) // _BLOCK + 1)
+        rows = []
+        for block in blocks:
+            of = torch.Generator().manual_seed(
+                int(np.random.SeedSequence([seed, block]).generate_state(1)[0])
+            )
+            rows.append(draw(_BLOCK, dim, generator=of))
+        codes = torch.cat(rows)[start - blocks.start * _BLOCK :][:n]
+    if latent == "uniform":
+        codes = codes * 2 - 1
     return codes if like is None else codes.to(like.device)
 
 
@@ -80,9 +96,11 @@ class Maker(nn.Module):
         found: Tensor = self.generator(codes)
         return found
 
-    def draw(self, n: int, *, like: Tensor | None = None, seed: int | None = None) -> Tensor:
+    def draw(
+        self, n: int, *, like: Tensor | None = None, seed: int | None = None, start: int = 0
+    ) -> Tensor:
         """n codes (n, dim) from the prior; see `draw_codes`."""
-        return draw_codes(n, self.dim, self.latent, like=like, seed=seed)
+        return draw_codes(n, self.dim, self.latent, like=like, seed=seed, start=start)
 
     @torch.no_grad()
     def make(self, codes: Tensor) -> Tensor:

@@ -24,8 +24,8 @@ _BACKWARD = 1.3  # what backward adds to what was kept: gradients of maps, while
 
 class StepMemory:
     """Within `with`, for one step on a CPU: counts what autograd keeps, and ends the step when that
-    goes over the memory that is granted. `optimizers`: those of the step, none of which has stepped
-    in this process.
+    goes over the memory that is granted. `optimizers`: those of the training; what one that has
+    stepped already keeps is there and counted.
 
     Raises MemoryLimitError from within the forward pass, before the memory is used up.
     """

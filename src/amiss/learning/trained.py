@@ -170,11 +170,14 @@ def in_color(x: Tensor) -> Tensor:
     return as_levels(x).expand(-1, 3, -1, -1)
 
 
-def sampled(maker: Maker, n: int, seed: int) -> UInt8:
+def sampled(maker: Maker, n: int, seed: int, start: int) -> UInt8:
     """See `Detector.sample`."""
-    if n < 1 or seed < 0:
-        raise OptionError(f"n={n}, seed={seed}: at least one image, by a seed of 0 or more.")
-    return _as_pictures(as_levels(maker.make(maker.draw(n, seed=seed))))
+    if n < 1 or seed < 0 or start < 0:
+        raise OptionError(
+            f"n={n}, seed={seed}, start={start}: at least one image, by a seed and from a number "
+            "of 0 or more."
+        )
+    return _as_pictures(as_levels(maker.make(maker.draw(n, seed=seed, start=start))))
 
 
 def taken(maker: Maker) -> list[tuple[int, UInt8]]:

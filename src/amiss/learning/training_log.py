@@ -30,6 +30,7 @@ class TrainingLog:
         self.epochs: dict[str, list[float]] = {}
         self.sums: dict[str, float] = {}
         self._started, self._is_foretold = time.perf_counter(), False
+        self.seconds_before = 0.0  # of the stretches before an interruption
         self._writer: Any = None
         if run.log is not None and rank_and_size()[0] == 0:
             with naming_extra("A log for TensorBoard", "tensorboard"):
@@ -82,7 +83,9 @@ class TrainingLog:
         """What a training that goes on has to know of the losses so far."""
         epochs = {f"epochs|{name}": means for name, means in self.epochs.items()}
         sums = {f"sums|{name}": total for name, total in self.sums.items()}
-        return {k: torch.tensor(v, dtype=torch.float64) for k, v in (epochs | sums).items()}
+        seconds = {"seconds": self.seconds_before + time.perf_counter() - self._started}
+        kept = epochs | sums | seconds
+        return {k: torch.tensor(v, dtype=torch.float64) for k, v in kept.items()}
 
     def restore(self, kept: Mapping[str, Tensor]) -> None:
         """The reverse of `state`, from whatever else is kept with it."""
@@ -92,3 +95,5 @@ class TrainingLog:
                 self.epochs[name] = value.tolist()
             elif kind == "sums":
                 self.sums[name] = float(value)
+            elif kind == "seconds":
+                self.seconds_before = float(value)

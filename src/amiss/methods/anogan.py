@@ -300,9 +300,9 @@ class AnoGAN(Detector):
         assert self._searched is not None
         return self._searched[1]
 
-    def sample(self, n: int, *, seed: int = 0) -> UInt8:
+    def sample(self, n: int, *, seed: int = 0, start: int = 0) -> UInt8:
         self.require_fitted()
-        return sampled(self.networks.maker, n, seed)
+        return sampled(self.networks.maker, n, seed, start)
 
     def pictures(self) -> list[tuple[int, UInt8]]:
         self.require_fitted()

@@ -101,9 +101,9 @@ class Detector(nn.Module, ABC):
         bottom, right as shares of its height and width), `distance`."""
         return None
 
-    def sample(self, n: int, *, seed: int = 0) -> UInt8:
+    def sample(self, n: int, *, seed: int = 0, start: int = 0) -> UInt8:
         """n images (n, H, W, 3) uint8 RGB that the detector's generator makes of codes drawn by
-        `seed`.
+        `seed`: those from number `start` on, so that many can be made in parts.
 
         Raises OptionError for a method that makes none, and NotFittedError.
         """

@@ -132,9 +132,9 @@ class DCGAN(Detector):
         # As log D(x) ranks, and without its end, where many images would have the same score.
         return Prediction(-self.networks.critic(x)[:, 0], None)
 
-    def sample(self, n: int, *, seed: int = 0) -> UInt8:
+    def sample(self, n: int, *, seed: int = 0, start: int = 0) -> UInt8:
         self.require_fitted()
-        return sampled(self.networks.maker, n, seed)
+        return sampled(self.networks.maker, n, seed, start)
 
     def pictures(self) -> list[tuple[int, UInt8]]:
         self.require_fitted()

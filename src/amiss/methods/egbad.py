@@ -301,9 +301,9 @@ class EGBAD(Detector):
         code = self.networks.encoder(self.config.prepared(ImageBatch(images, roi)))
         return in_color(self.networks.maker(code))
 
-    def sample(self, n: int, *, seed: int = 0) -> UInt8:
+    def sample(self, n: int, *, seed: int = 0, start: int = 0) -> UInt8:
         self.require_fitted()
-        return sampled(self.networks.maker, n, seed)
+        return sampled(self.networks.maker, n, seed, start)
 
     def pictures(self) -> list[tuple[int, UInt8]]:
         self.require_fitted()

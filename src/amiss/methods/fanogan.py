@@ -343,9 +343,9 @@ class FAnoGAN(Detector):
     def score_scale(self) -> float:
         return abs(float(self.facts["mean_answer"])) if self.config.score == "critic" else 0.0
 
-    def sample(self, n: int, *, seed: int = 0) -> UInt8:
+    def sample(self, n: int, *, seed: int = 0, start: int = 0) -> UInt8:
         self.require_fitted()
-        return sampled(self.networks.maker, n, seed)
+        return sampled(self.networks.maker, n, seed, start)
 
     def pictures(self) -> list[tuple[int, UInt8]]:
         self.require_fitted()

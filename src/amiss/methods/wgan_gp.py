@@ -173,9 +173,9 @@ class WGANGP(Detector):
     def score_scale(self) -> float:
         return abs(float(self.facts["mean_answer"]))
 
-    def sample(self, n: int, *, seed: int = 0) -> UInt8:
+    def sample(self, n: int, *, seed: int = 0, start: int = 0) -> UInt8:
         self.require_fitted()
-        return sampled(self.networks.maker, n, seed)
+        return sampled(self.networks.maker, n, seed, start)
 
     def pictures(self) -> list[tuple[int, UInt8]]:
         self.require_fitted()
