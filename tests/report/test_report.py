@@ -417,7 +417,7 @@ def test_a_training_is_shown_by_its_losses_and_samples(full: Report) -> None:
     assert_self_contained(page)
     assert "critic: 3 in the first epoch, −1 in the last of 3." in page
     assert "distance: 0.5 in the first epoch" in page and "once:" not in page
-    assert "after 7 steps" in words and "after 9 steps" in words
+    assert "after 7 batches" in words and "after 9 batches" in words
     assert "differ from one another by 5 % of what images do" in words and "mode collapse" in words
     assert "Detector: learned" in words and "losses" not in words  # drawn, not listed
     sheets = [a for t, a in Elements(page).found if (a.get("alt") or "").startswith("Samples")]

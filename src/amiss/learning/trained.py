@@ -56,15 +56,15 @@ class TrainedConfig(Config):
 class GenerativeConfig(TrainedConfig):
     """Options of all methods with a generator of images."""
 
-    latent_dim: int = option(100, "d: values of a code", low=1, high=4096, paper="100")
+    latent_dim: int = option(100, "d: values of a code", low=1, high=4096)
     latent: str = option(
         "normal", "prior of a code: N(0, 1), or uniform, U(-1, 1)", choices=LATENTS
     )
-    width: int = option(64, "channels of the first layer", low=2, high=512, paper="64")
+    width: int = option(64, "channels of the first layer", low=2, high=512)
     epochs: int = option(
         25, "passes over the training images, each of whole batches", low=1, high=100_000
     )
-    batch_size: int = option(64, "images of a step", low=2, high=4096, paper="64")
+    batch_size: int = option(64, "images of a step", low=2, high=4096)
 
     def maker(self, generator: nn.Module) -> Maker:
         """A generator with the prior of its codes."""

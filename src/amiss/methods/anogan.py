@@ -54,9 +54,8 @@ class AnoGANConfig(GenerativeConfig):
     """Options of AnoGAN."""
 
     image_size: tuple[int, int] = option(
-        (64, 64), "height and width of the networks' input, in pixels", low=16, high=256,
-        paper="64x64",
-    )  # fmt: skip
+        (64, 64), "height and width of the networks' input, in pixels", low=16, high=256
+    )
     epochs: int = option(
         20, "passes over the training images, each of whole batches", low=1, high=100_000
     )

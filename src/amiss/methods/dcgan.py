@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
-from amiss.learning.adversarial import Logarithmic, measured_diversity
+from amiss.learning.adversarial import LATENTS, Logarithmic, measured_diversity
 from amiss.learning.held_out import HeldOut
 from amiss.learning.normals import Normals
 from amiss.learning.trained import (
@@ -43,6 +43,13 @@ class DCGANConfig(GenerativeConfig):
         (64, 64), "height and width of the networks' input, in pixels", low=16, high=256,
         paper="64x64",
     )  # fmt: skip
+    latent_dim: int = option(100, "d: values of a code", low=1, high=4096, paper="100")
+    latent: str = option(
+        "normal", "prior of a code: N(0, 1), or uniform, U(-1, 1)", choices=LATENTS,
+        paper="uniform",
+    )  # fmt: skip
+    width: int = option(64, "channels of the first layer", low=2, high=512, paper="128")
+    batch_size: int = option(64, "images of a step", low=2, high=4096, paper="128")
     learning_rate: float = option(2e-4, "of Adam", low=1e-7, high=1, paper="2e-4")
     beta1: float = option(0.5, "of Adam", low=0, high=0.9999, paper="0.5")
     generator_loss: str = option(

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from amiss.learning.adversarial import (
     CRITIC_IMAGES,
+    LATENTS,
     Wasserstein,
     mean_answer,
     measured_diversity,
@@ -65,6 +66,12 @@ class FAnoGANConfig(GenerativeConfig):
         paper="gray",
     )  # fmt: skip
     latent_dim: int = option(128, "d: values of a code", low=1, high=4096, paper="128")
+    latent: str = option(
+        "normal", "prior of a code: N(0, 1), or uniform, U(-1, 1)", choices=LATENTS,
+        paper="normal",
+    )  # fmt: skip
+    width: int = option(64, "channels of the first layer", low=2, high=512, paper="64")
+    batch_size: int = option(64, "images of a step", low=2, high=4096, paper="64")
     epochs: int = option(
         7, "passes over the training images of generator and critic", low=1, high=100_000,
         paper="7, of 270,000 patches",
@@ -75,7 +82,7 @@ class FAnoGANConfig(GenerativeConfig):
     n_critic: int = option(5, "steps of the critic for one of G", low=1, high=1000, paper="5")
     penalty_weight: float = option(10.0, "of the penalty", low=0, high=1e6, paper="10")
     flip: bool = option(
-        False, "mirror every other training image, where left and right are alike",
+        False, "mirror training images at random, where left and right are alike",
         paper="yes, of retinas",
     )  # fmt: skip
     encoder_training: str = option(
@@ -213,7 +220,7 @@ class FAnoGAN(Detector):
         return {"mean_answer": mean_answer(critic, data, cfg.prepared, run, count=CRITIC_IMAGES)}
 
     def _augmented(self, batch: ImageBatch) -> ImageBatch:
-        """Every other image, and its region with it, mirrored where that is asked for."""
+        """Each image, and its region with it, mirrored or not by chance, where that is asked for."""
         images, rois = batch
         if not self.config.flip:
             return batch

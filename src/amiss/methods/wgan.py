@@ -47,8 +47,9 @@ class WGANConfig(GenerativeConfig):
         (64, 64), "height and width of the networks' input, in pixels", low=16, high=256,
         paper="64x64",
     )  # fmt: skip
+    batch_size: int = option(64, "images of a step", low=2, high=4096, paper="64")
     optimizer: str = option(
-        "rmsprop", "rmsprop, or adam, which the paper advises against",
+        "rmsprop", "rmsprop; or adam, of 0.5 and 0.999, which the paper advises against",
         choices=("rmsprop", "adam"), paper="rmsprop",
     )  # fmt: skip
     learning_rate: float = option(5e-5, "of the optimizer", low=1e-7, high=1, paper="5e-5")
@@ -126,7 +127,7 @@ class WGAN(Detector):
     def _train(self, data: TrainingImages, run: Run) -> dict[str, Any]:
         cfg, networks = self.config, self.networks
         rules = Wasserstein(
-            cfg.learning_rate, cfg.optimizer, n_critic=cfg.n_critic, clip=cfg.clip,
+            cfg.learning_rate, cfg.optimizer, betas=(0.5, 0.999), n_critic=cfg.n_critic, clip=cfg.clip,
             warm=cfg.warm_critic,
         )  # fmt: skip
         history = rules.train(

@@ -50,6 +50,8 @@ class WGANGPConfig(GenerativeConfig):
         paper="64x64; 32x32; 28x28",
     )  # fmt: skip
     latent_dim: int = option(128, "d: values of a code", low=1, high=4096, paper="128")
+    width: int = option(64, "channels of the first layer", low=2, high=512, paper="64")
+    batch_size: int = option(64, "images of a step", low=2, high=4096, paper="64")
     network: str = option(
         "residual",
         "residual blocks, as the paper has them at 64 px; or convolutional: DCGAN's networks, the "

@@ -57,7 +57,7 @@ def training(report: Report) -> Training | None:
         large = sheet.resize(
             (sheet.width * factor, sheet.height * factor), Image.Resampling.NEAREST
         )
-        sheets.append(Sheet(f"after {count(step, 'step')}", picture(np.array(large))))
+        sheets.append(Sheet(f"after {count(step, 'batch', 'batches')}", picture(np.array(large))))
     if not drawn and not sheets:
         return None
     epochs = max((len(values) for values in losses.values()), default=0)
