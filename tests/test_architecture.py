@@ -41,6 +41,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "amiss.engines",
         "amiss.runtime",
         "amiss.outcome",
+        "amiss.caveats",
     ),
     ("amiss.predict", "amiss.evaluation", "amiss.fit", "amiss.recalibrate", "amiss.frames"),
     ("amiss.export", "amiss.report", "amiss.serve", "amiss.cluster"),

@@ -117,6 +117,26 @@ def test_of_one_label_alone_no_metric_exists_and_a_note_says_so(
     assert (point["false_alarm_rate"] is None) == (label == 1)
 
 
+def test_what_guessing_is_worth_is_said(report: Report) -> None:
+    """Of six anomalous images among twelve: AP 1/2, F1 with all called anomalous 2/3."""
+    assert any(
+        "50% of the test images are anomalous" in note and "AP of about 0.50" in note
+        and "F1 of 0.67" in note for note in report.notes
+    )  # fmt: skip
+    assert list(report.operating_point["recall_by_kind"]) == ["hole", "scratch"]
+
+
+@pytest.mark.filterwarnings("ignore::amiss.errors.TrainingWarning")
+def test_a_collapsed_generator_is_told_with_the_figures(labelled: Path) -> None:
+    options = {"image_size": (16, 32), "width": 4, "latent_dim": 4, "epochs": 1, "batch_size": 4}
+    detector = amiss.DCGAN(**options).fit(labelled, max_false_alarm=0.4)
+    detector.facts["sample_diversity"] = 0.04
+    assert any("(mode collapse)" in note and "4.0%" in note for note in
+               evaluate(detector, labelled).notes)  # fmt: skip
+    detector.facts["sample_diversity"] = 0.4
+    assert not any("collapse" in note for note in evaluate(detector, labelled).notes)
+
+
 # --- the operating point ---------------------------------------------------------------------
 
 

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from amiss.caveats import by_chance, caveats
 from amiss.data.geometry import Geometry, fit_frame, resize_mask
 from amiss.data.images import read_mask, stored_size
 from amiss.data.index import Dataset, Source, find_again, index
@@ -93,6 +94,7 @@ def evaluate(
         notes.append(
             f"{scored.seen} test images were left out: the detector or its threshold has seen them."
         )
+    notes += caveats(dataset, detector)
     figures = _figures(scored, notes)
     seconds = _seconds(started, judged_at, time.perf_counter(), len(scored.judged))
     stored: dict[str, Any] = {"dataset": dataset.name, **figures.metrics}
@@ -237,6 +239,7 @@ def _image_metrics(judged: Sequence[Judged], notes: list[str]) -> _Figures:
         "image_ap": bootstrap_interval("image_ap", scores, labels),
         "image_f1_max": bootstrap_interval("image_f1_max", scores, labels),
     }
+    notes.append(by_chance(labels))
     fixed = [name for name, (low, high) in intervals.items() if low == high]
     if fixed:
         notes.append(
@@ -327,7 +330,7 @@ def _operating_point(runtime: Runtime, judged: Sequence[Judged]) -> dict[str, An
         "recall": detected / len(anomalous) if anomalous else None,
         "detected": detected,
         "n_anomalous": len(anomalous),
-        "recall_by_kind": by_kind,
+        "recall_by_kind": dict(sorted(by_kind.items())),
     }
 
 

@@ -219,3 +219,36 @@ def test_what_a_protocol_cannot_have_is_a_named_error(tmp_path: Path) -> None:
     assert "0, 1, 2" in caught.value.hint
     with pytest.raises(OptionError, match="names a protocol"):
         index(f"one_class:1:{tmp_path}", layout="flat")
+
+
+@pytest.mark.parametrize(
+    ("source", "hint"),
+    [
+        ("one_class:three:photos", "one_class:K:FOLDER, K the number"),
+        ("leave_one_out:photos", "leave_one_out:K:FOLDER"),
+        ("leave-one-out:3:photos", "Is leave_one_out meant"),
+        ("oneclass:3:photos", "Is one_class meant"),
+        ("photos", "Sets known by name"),
+    ],
+)
+def test_a_misspelt_protocol_is_told_the_right_one(source: str, hint: str) -> None:
+    with pytest.raises(DataError) as caught:
+        index(source)
+    assert hint in caught.value.hint
+
+
+def test_a_folder_of_arrays_asks_for_a_protocol(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="no image files were found") as caught:
+        index(mnist(tmp_path))
+    assert f"one_class:3:{tmp_path}" in caught.value.hint
+
+
+def test_figures_of_another_protocol_than_the_fits_carry_a_note(tmp_path: Path) -> None:
+    mnist(tmp_path)
+    options = {"image_size": (16, 16), "width": 4, "latent_dim": 4, "epochs": 1, "batch_size": 4}
+    detector = amiss.GANomaly(**options).fit(f"one_class:1:{tmp_path}", max_false_alarm=0.5)
+    same = amiss.evaluate(detector, f"one_class:1:{tmp_path}")
+    other = amiss.evaluate(detector, f"one_class:2:{tmp_path}")
+    assert not any("was normal there" in note for note in same.notes)
+    (note,) = [note for note in other.notes if "was normal there" in note]
+    assert "one_class 1" in note and "one_class 2" in note

@@ -455,3 +455,9 @@ def test_without_openvino_the_extra_is_named_before_any_work(
     monkeypatch.setattr(exporting, "to_onnx", None)
     with pytest.raises(MissingDependencyError, match="openvino"):
         export(fitted, tmp_path / "part.xml", to="openvino")
+
+
+def test_what_is_no_detector_is_told_how_to_become_one(tmp_path: Path) -> None:
+    with pytest.raises(OptionError, match="fitted detector") as caught:
+        export("part.amiss", tmp_path / "part.onnx")  # type: ignore[arg-type]
+    assert "amiss.load" in caught.value.hint

@@ -49,7 +49,9 @@ def test_another_job_finds_nothing_says_so_and_overwrites(
         Partial(path, OPTIONS, [Record(r.path, roi=tmp_path / "roi.png") for r in records], print),
     ]
     assert all(other.load() == {} for other in others)
-    assert capsys.readouterr().out.count("was left by a fit with other options") == len(others)
+    told = capsys.readouterr().out.splitlines()
+    assert "was left by a fit with other seed, so this one" in told[0]
+    assert len(told) == len(others) and all("with other images, so" in line for line in told[1:])
     others[0].save({"picks": torch.tensor([9])})
     assert others[0].load()["picks"].tolist() == [9]
     assert Partial(path, OPTIONS, records, print).load() == {}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -73,5 +74,9 @@ def test_a_training_says_what_it_takes_and_keeps_the_limit(normals: Path) -> Non
     said: list[str] = []
     FYD(**options).fit(normals, max_false_alarm=0.5, run=Run(say=said.append))
     assert any("at the peak of the training" in sentence for sentence in said)
-    with pytest.raises(MemoryLimitError, match="are granted"):
+    with pytest.raises(MemoryLimitError, match="are granted") as caught:
         FYD(**options).fit(normals, run=Run(max_memory_mib=50))
+    found = re.search(
+        r"the program itself, with images and weights, takes (\d+) MiB", caught.value.hint
+    )
+    assert found is not None and 50 < int(found[1]) < 10_000

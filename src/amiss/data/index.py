@@ -22,7 +22,7 @@ from amiss.data.layouts import (
     read_two_folders,
     read_yes_no,
 )
-from amiss.data.protocols import asked_protocol, read_protocol
+from amiss.data.protocols import asked_protocol, holds_classes, misspelt, read_protocol
 from amiss.data.public_sets import (
     elpv_package,
     read_aitex,
@@ -261,7 +261,8 @@ def _from_path(source: str | Path, layout: str | None, choices: Choices) -> tupl
     if not path.is_dir():
         raise DataError(
             f"{path}: there is no such folder or file.",
-            hint='Sets known by name: "elpv", "elpv:mono", "elpv:poly"; of classes: '
+            hint=misspelt(str(source))
+            or 'Sets known by name: "elpv", "elpv:mono", "elpv:poly"; of classes: '
             '"leave_one_out:K:FOLDER", "one_class:K:FOLDER", "memae_30:K:FOLDER".',
         )
     tree = scan(path)
@@ -301,7 +302,15 @@ def _recognise(tree: Tree, choices: Choices) -> Found:
         return _recognise(tree.below(folders[0]), choices)
     if not tree.images:
         passed_over = " ".join(tree.notes())
-        raise DataError(f"{tree.root}: no image files were found. {passed_over}".rstrip())
+        hint = ""
+        if holds_classes(tree.root):
+            hint = (
+                f"It holds a set of classes: say which is normal, as in one_class:3:{tree.root}, "
+                f"or which is not, as in leave_one_out:3:{tree.root}."
+            )
+        raise DataError(
+            f"{tree.root}: no image files were found. {passed_over}".rstrip(), hint=hint
+        )
     shapes = "".join(f"\n  {shape}" for _, shape in LAYOUTS.values())
     raise DataError(
         f"{tree.root}: none of the layouts fits. {_summary(tree)} The layouts are:{shapes}\n",

@@ -7,6 +7,7 @@ other than 0 as `leave_one_out:3@1:FOLDER`.
 
 from __future__ import annotations
 
+import difflib
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -52,6 +53,30 @@ def asked_protocol(source: str) -> Asked | None:
     if found is None or found[1] not in PROTOCOLS:
         return None
     return Asked(found[1], int(found[2]), int(found[3] or 0), Path(found[4]))
+
+
+def misspelt(source: str) -> str:
+    """What is amiss with a source that seems to mean a protocol, as a hint; else empty."""
+    name, _, rest = source.partition(":")
+    if not rest:
+        return ""
+    if name in PROTOCOLS:
+        return (
+            f"{name} is asked for as {name}:K:FOLDER, K the number of a class, such as "
+            f"{name}:3:FOLDER."
+        )
+    plain = name.lower().replace("-", "_").replace(" ", "_")
+    near = difflib.get_close_matches(plain, PROTOCOLS, n=1)
+    return f"Is {near[0]} meant, as in {near[0]}:3:FOLDER?" if near else ""
+
+
+def holds_classes(folder: Path) -> bool:
+    """Whether a protocol could read the array files there."""
+    try:
+        find_classes(folder)
+    except DataError:
+        return False
+    return True
 
 
 def read_protocol(asked: Asked) -> list[Record]:

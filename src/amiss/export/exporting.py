@@ -156,10 +156,18 @@ def _prove_and_write(
 
 def require_exportable(detector: Detector) -> None:
     """Raise ExportError, with the reason, for a detector that no graph can hold."""
+    if not isinstance(detector, Detector):
+        raise OptionError(
+            f"What is exported is a fitted detector, and this is {detector!r}.",
+            hint="Load a file first: export(amiss.load(path), ...).",
+        )
     detector.require_fitted()
     reason = detector.export_obstacle()
     if reason is not None:
-        raise ExportError(f"{detector.id} cannot be exported: {reason}.")
+        raise ExportError(
+            f"{detector.id} cannot be exported: {reason}.",
+            hint="`amiss methods` says which methods can be.",
+        )
 
 
 def _check_words(path: Path, to: str, precision: str, given: str) -> None:

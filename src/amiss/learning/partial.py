@@ -28,7 +28,8 @@ class Partial:
         say: Callable[[str], None],
     ) -> None:  # fmt: skip
         self.path, self._say = path, say
-        self.fingerprint = _fingerprint(options, records) if path is not None else ""
+        self.options = json.dumps(options, sort_keys=True)
+        self.fingerprint = _fingerprint(self.options, records) if path is not None else ""
 
     def load(self) -> dict[str, Tensor]:
         """What the same job left behind; empty when there is nothing."""
@@ -36,10 +37,11 @@ class Partial:
             return {}
         try:
             with safe_open(self.path, framework="pt") as file:
-                if (file.metadata() or {}).get("job") != self.fingerprint:
+                metadata = file.metadata() or {}
+                if metadata.get("job") != self.fingerprint:
                     self._say(
-                        f"{self.path} was left by a fit with other options or images, so this one "
-                        "begins at the start and will write over it"
+                        f"{self.path} was left by a fit with other {self._others(metadata)}, so "
+                        "this one begins at the start and will write over it"
                     )
                     return {}
                 return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
@@ -49,7 +51,14 @@ class Partial:
     def save(self, tensors: dict[str, Tensor]) -> None:
         """Keep these, complete or not at all."""
         if self.path is not None:
-            write_tensors(self.path, tensors, {"job": self.fingerprint})
+            metadata = {"job": self.fingerprint, "options": self.options}
+            write_tensors(self.path, tensors, metadata)
+
+    def _others(self, metadata: dict[str, str]) -> str:
+        """What a file of another job has otherwise: options by name, or images."""
+        theirs, mine = json.loads(metadata.get("options", "{}")), json.loads(self.options)
+        names = [k for k in sorted(theirs | mine) if theirs.get(k) != mine.get(k)]
+        return ", ".join(names) or "images"
 
 
 def left_by(path: Path) -> list[Path]:
@@ -64,8 +73,8 @@ def remove_left(path: Path) -> None:
         file.unlink(missing_ok=True)
 
 
-def _fingerprint(options: dict[str, Any], records: list[Record]) -> str:
-    sha = hashlib.sha256(json.dumps(options, sort_keys=True).encode())
+def _fingerprint(options: str, records: list[Record]) -> str:
+    sha = hashlib.sha256(options.encode())
     for record in records:
         # An image in an array of many has the size and time of that file.
         stat = (record.path if record.path.is_file() else record.path.parent).stat()

@@ -73,7 +73,8 @@ class StepMemory:
                 raise MemoryLimitError(
                     f"A step of the {self.stage} takes more than {round(self.peak_mib)} MiB, and "
                     f"{round(self.ceiling)} MiB are granted.",
-                    hint="Lower batch_size or image_size, or raise max_memory.",
+                    hint="Lower batch_size or image_size, or raise max_memory. Before the step "
+                    f"the program itself, with images and weights, takes {round(self.before)} MiB.",
                 )
         return tensor
 

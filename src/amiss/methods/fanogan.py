@@ -220,7 +220,7 @@ class FAnoGAN(Detector):
         return {"mean_answer": mean_answer(critic, data, cfg.prepared, run, count=CRITIC_IMAGES)}
 
     def _augmented(self, batch: ImageBatch) -> ImageBatch:
-        """Each image, and its region with it, mirrored or not by chance, where that is asked for."""
+        """Each image, its region with it, mirrored or not by chance, where that is asked for."""
         images, rois = batch
         if not self.config.flip:
             return batch

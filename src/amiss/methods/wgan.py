@@ -127,8 +127,8 @@ class WGAN(Detector):
     def _train(self, data: TrainingImages, run: Run) -> dict[str, Any]:
         cfg, networks = self.config, self.networks
         rules = Wasserstein(
-            cfg.learning_rate, cfg.optimizer, betas=(0.5, 0.999), n_critic=cfg.n_critic, clip=cfg.clip,
-            warm=cfg.warm_critic,
+            cfg.learning_rate, cfg.optimizer, betas=(0.5, 0.999), n_critic=cfg.n_critic,
+            clip=cfg.clip, warm=cfg.warm_critic,
         )  # fmt: skip
         history = rules.train(
             cfg.duel(networks, data),
