@@ -253,7 +253,7 @@ def test_five_thousand_images(tmp_path: Path) -> None:
     page = path.read_text(encoding="utf-8")
     assert path.stat().st_size < MAX_PAGE_BYTES
     assert page.count("<tr><td") >= 5000
-    shown = page.count('class="case"')
+    shown = page.count('<article class="case')
     assert 8 <= shown <= 30
     assert re.search(r"Showing 8; \d{3,} more are in the table below", text_of(page))
 
@@ -430,9 +430,13 @@ def test_what_networks_make_of_an_image_stands_beside_it(full: Report) -> None:
     for row in full.judged:
         row.made = np.full((32, 48, 3), 90, dtype=np.uint8)
     page = render(full)
-    made = [a for _, a in Elements(page).found if a.get("class") == "remade"]
-    assert made and {a["width"] for a in made} == {"270"}  # as the picture above it
+    pictures = [a for tag, a in Elements(page).found if tag == "img"]
+    made = [a for a in pictures if (a.get("alt") or "").startswith("What the networks")]
+    assert made and {a["width"] for a in made} == {"270"}  # as the picture beside it
     assert {a["height"] for a in made} == {"180"}
+    bars = [a for tag, a in Elements(page).found if tag == "svg" and a.get("class") == "scale"]
+    assert bars and {a["width"] for a in bars} == {"270"}
+    assert page.count(" with-made") >= len(made) and " no-map" not in page.split("</style>")[1]
 
 
 def test_the_scale_of_ganomalys_authors_is_a_note_alone(full: Report) -> None:

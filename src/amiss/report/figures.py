@@ -206,8 +206,8 @@ def heat_gradient() -> Markup:
     )
 
 
-def heat_scale(low: float, high: float, threshold: float | None) -> Markup:
-    """The colour bar that stands under every heat map: the scale's ends and the pixel threshold."""
+def heat_scale(low: float, high: float, threshold: float | None, width: int) -> Markup:
+    """The colour bar under a heat map of so many pixels: the scale's ends and the threshold."""
     described = (
         f"Colour scale: transparent at {number(low, 3)} and below, "
         f"{OPACITY:.0%} opaque at {number(high, 3)} and above."
@@ -228,7 +228,7 @@ def heat_scale(low: float, high: float, threshold: float | None) -> Markup:
                 f"{number(threshold, 3)}</text>"
             )
     return Markup(
-        f'<svg class="scale" width="100%" height="28" role="img" aria-label="{described}">'
+        f'<svg class="scale" width="{width}" height="28" role="img" aria-label="{described}">'
         f"{''.join(parts)}</svg>"
     )
 

@@ -11,6 +11,7 @@ import base64
 import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -370,11 +371,12 @@ def _kinds(report: Report) -> list[KindRow]:
     return [row for _, row in sorted(rows, key=lambda pair: (pair[0], pair[1].kind))]
 
 
-def _heat_scale(report: Report, scale: gallery.Scale | None) -> Markup | None:
+def _heat_scale(report: Report, scale: gallery.Scale | None) -> Callable[[int], Markup] | None:
+    """The colour bar as wide as a picture."""
     if scale is None:
         return None
     threshold = report.operating_point.get("pixel_threshold")
-    return figures.heat_scale(scale.low, scale.high, threshold)
+    return partial(figures.heat_scale, scale.low, scale.high, threshold)
 
 
 def _ranked(report: Report) -> list[Judged]:
