@@ -30,7 +30,7 @@ CLASSES = {
     "patchcore": "PatchCore", "padim": "PaDiM", "spade": "SPADE", "fyd": "FYD",
     "uninformed_students": "UninformedStudents", "mkd": "MKD", "dcgan": "DCGAN", "wgan": "WGAN",
     "wgan_gp": "WGANGP", "anogan": "AnoGAN", "egbad": "EGBAD", "ganomaly": "GANomaly",
-    "fanogan": "FAnoGAN",
+    "fanogan": "FAnoGAN", "autoencoder": "AutoEncoder", "memae": "MemAE", "daad": "DAAD",
 }  # fmt: skip
 MAX_DEGREES, MAX_SHIFT = 15.0, 0.05
 PACKAGES = ("amiss", "torch", "numpy", "pillow")

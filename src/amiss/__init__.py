@@ -19,11 +19,14 @@ if TYPE_CHECKING:
     from amiss.evaluation import evaluate
     from amiss.frames import predict_frames
     from amiss.methods.anogan import AnoGAN
+    from amiss.methods.autoencoder import AutoEncoder
+    from amiss.methods.daad import DAAD
     from amiss.methods.dcgan import DCGAN
     from amiss.methods.egbad import EGBAD
     from amiss.methods.fanogan import FAnoGAN
     from amiss.methods.fyd import FYD
     from amiss.methods.ganomaly import GANomaly
+    from amiss.methods.memae import MemAE
     from amiss.methods.mkd import MKD
     from amiss.methods.padim import PaDiM
     from amiss.methods.patchcore import PatchCore
@@ -37,6 +40,7 @@ if TYPE_CHECKING:
     from amiss.types import ImageResult, Prediction, Record
 
 __all__ = [
+    "DAAD",
     "DCGAN",
     "EGBAD",
     "FYD",
@@ -45,9 +49,11 @@ __all__ = [
     "WGAN",
     "WGANGP",
     "AnoGAN",
+    "AutoEncoder",
     "FAnoGAN",
     "GANomaly",
     "ImageResult",
+    "MemAE",
     "PaDiM",
     "PatchCore",
     "Prediction",
@@ -64,6 +70,7 @@ __all__ = [
 ]
 
 _PLACES = {
+    "DAAD": "amiss.methods.daad",
     "DCGAN": "amiss.methods.dcgan",
     "EGBAD": "amiss.methods.egbad",
     "FYD": "amiss.methods.fyd",
@@ -72,9 +79,11 @@ _PLACES = {
     "WGAN": "amiss.methods.wgan",
     "WGANGP": "amiss.methods.wgan_gp",
     "AnoGAN": "amiss.methods.anogan",
+    "AutoEncoder": "amiss.methods.autoencoder",
     "FAnoGAN": "amiss.methods.fanogan",
     "GANomaly": "amiss.methods.ganomaly",
     "ImageResult": "amiss.types",
+    "MemAE": "amiss.methods.memae",
     "PaDiM": "amiss.methods.padim",
     "PatchCore": "amiss.methods.patchcore",
     "Prediction": "amiss.types",

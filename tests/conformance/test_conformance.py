@@ -43,7 +43,18 @@ TINY_GAN: dict[str, Any] = {
     "epochs": 12,
     "batch_size": 4,
 }
+TINY_AUTOENCODER: dict[str, Any] = {
+    "image_size": (32, 48),
+    "width": 4,
+    "scales": 2,
+    "epochs": 25,
+    "batch_size": 4,
+    "learning_rate": 3e-3,
+}
 QUICK: dict[str, dict[str, Any]] = {
+    "autoencoder": TINY_AUTOENCODER,
+    "memae": {**TINY_AUTOENCODER, "network": "deep", "items": 12, "shrinkage": 0.05},
+    "daad": {**TINY_AUTOENCODER, "division": (4, 4, 1), "items": 12},
     "anogan": {**TINY_GAN, "learning_rate": 2e-3, "search_steps": 40, "search_rate": 0.05},
     "dcgan": {**TINY_GAN, "learning_rate": 2e-3},
     "egbad": {**TINY_GAN, "network": "deep", "learning_rate": 2e-3, "average": 0.9},
@@ -114,7 +125,21 @@ BACKBONE_KNOBS: dict[str, Knob] = {
     # The tiny EfficientNet was trained with ImageNet's statistics, the tiny ResNet was not.
     "normalization": Knob(None, given={"backbone": "test_resnet"}),
 }
+PLUS: dict[str, Any] = {"adversarial": True, "discriminator_width": 4}
 KNOBS: dict[str, dict[str, Knob]] = {
+    "memae": {
+        "network": Knob("cifar", given={"width": 32, "scales": 4}),
+        "shrinkage": Knob(0.08),
+    },
+    "daad": {
+        "division": Knob((2, 2, 1)),
+        "discriminator_width": Knob(8, given=PLUS),
+        "generator_loss": Knob("minimax", given=PLUS),
+        "rec_weight": Knob(1.0, given=PLUS),
+        "adv_weight": Knob(50.0, given=PLUS),
+        "ali_weight": Knob(50.0, given=PLUS),
+        "gamma": Knob(0.1, given=PLUS),
+    },
     "fyd": {  # takes networks apart after their stages, which the tiny ResNet does not allow
         **BACKBONE_KNOBS,
         "backbone": Knob("mobilenetv2_035"),

@@ -25,6 +25,9 @@ METHODS = {
     "egbad": "amiss.methods.egbad:EGBAD",
     "ganomaly": "amiss.methods.ganomaly:GANomaly",
     "fanogan": "amiss.methods.fanogan:FAnoGAN",
+    "autoencoder": "amiss.methods.autoencoder:AutoEncoder",
+    "memae": "amiss.methods.memae:MemAE",
+    "daad": "amiss.methods.daad:DAAD",
 }
 
 
@@ -70,6 +73,11 @@ ABOUT = {
     "egbad": About("Zenati et al., arXiv 1802.06222", True, True, False),
     "ganomaly": About("Akcay et al., ACCV 2018, arXiv 1805.06725", True, True, False),
     "fanogan": About("Schlegl et al., Medical Image Analysis 2019", True, True, False),
+    "autoencoder": About(
+        "baseline, as in Hou et al., ICCV 2021, arXiv 2107.13118", True, True, False
+    ),
+    "memae": About("Gong et al., ICCV 2019, arXiv 1904.02639", True, True, False),
+    "daad": About("Hou et al., ICCV 2021, arXiv 2107.13118", True, True, False),
 }
 
 
