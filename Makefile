@@ -20,7 +20,7 @@ demo: $(READY)
 	@echo "Open demo/report.html in a browser."
 
 test: check
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses auto --dist loadgroup
 
 check: $(READY)
 	$(BIN)/ruff check .

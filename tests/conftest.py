@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
+
+if "PYTEST_XDIST_WORKER" in os.environ:
+    # Each process has a core to itself, and what it starts as well.
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 from amiss.threads import spin_briefly
 
@@ -23,6 +28,15 @@ TINY = {
     "folds": 4,
 }
 """Options of a PatchCore that fits a dozen small images in a fraction of a second."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Where several processes share the tests, those of a file stay together for the fixtures that
+    they share; the checks of the methods are many, and those of one method stay together."""
+    for item in items:
+        method = getattr(item, "callspec", None) and item.callspec.params.get("method")
+        group = f"method {method}" if isinstance(method, str) else str(item.path)
+        item.add_marker(pytest.mark.xdist_group(group))
 
 
 @pytest.fixture

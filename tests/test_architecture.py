@@ -198,6 +198,7 @@ def test_no_file_has_a_name_that_says_nothing() -> None:
 
 def test_the_public_names_are_exactly_these() -> None:
     assert amiss.__all__ == [
+        "DAAD",
         "DCGAN",
         "EGBAD",
         "FYD",
@@ -206,9 +207,11 @@ def test_the_public_names_are_exactly_these() -> None:
         "WGAN",
         "WGANGP",
         "AnoGAN",
+        "AutoEncoder",
         "FAnoGAN",
         "GANomaly",
         "ImageResult",
+        "MemAE",
         "PaDiM",
         "PatchCore",
         "Prediction",
