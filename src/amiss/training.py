@@ -282,6 +282,8 @@ def require_device(run: Run) -> None:
 
 def _fabric(run: Run) -> Fabric:
     require_device(run)
+    if run.device == "cuda":
+        torch.backends.cudnn.benchmark = True  # all batches have one shape
     with naming_extra("Training", "train"):
         from lightning_fabric import Fabric
         from lightning_fabric.strategies.ddp import DDPStrategy

@@ -33,6 +33,12 @@ FLAGS = [
 
 def by_two_processes(*arguments: object) -> None:
     """`amiss fit ...` in two processes that know of each other, as torchrun starts them."""
+    said = in_two_processes("-m", "amiss", "fit", *arguments)
+    assert "Gaussians" in said[0] and "Gaussians" not in said[1]  # the first one speaks
+
+
+def in_two_processes(*arguments: object) -> list[str]:
+    """Python with these arguments, twice; what each said."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -40,7 +46,7 @@ def by_two_processes(*arguments: object) -> None:
             "MASTER_PORT": str(port)}  # fmt: skip
     started = [
         subprocess.Popen(
-            [sys.executable, "-m", "amiss", "fit", *map(str, arguments)],
+            [sys.executable, *map(str, arguments)],
             env=os.environ | base | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
             stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
         )
@@ -48,7 +54,7 @@ def by_two_processes(*arguments: object) -> None:
     ]  # fmt: skip
     said = [process.communicate(timeout=240)[0] for process in started]
     assert [process.returncode for process in started] == [0, 0], "\n".join(said)
-    assert "Gaussians" in said[0] and "Gaussians" not in said[1]  # the first one speaks
+    return said
 
 
 @pytest.mark.slow
@@ -80,6 +86,26 @@ def test_fyd_by_two_processes_is_fyd_in_two_parts(normals: Path, tmp_path: Path)
         theirs = two._transformers()[name]
         torch.testing.assert_close(theirs, value, rtol=1e-5, atol=1e-6)
     np.testing.assert_allclose(two.calibration.scores, one.calibration.scores, rtol=1e-4)
+
+
+FIT = """
+import os, sys, torch, amiss
+torch.set_num_threads(1)
+options = dict(image_size=(16, 32), width=4, latent_dim=6, epochs=2, batch_size=4, n_critic=1)
+detector = amiss.FAnoGAN(**options, encoder_epochs=2).fit(sys.argv[1], max_false_alarm=0.4)
+torch.save(detector.networks.state_dict(), sys.argv[2] + os.environ["RANK"])
+"""
+
+
+@pytest.mark.slow
+def test_two_processes_end_with_the_same_networks(normals: Path, tmp_path: Path) -> None:
+    """Batch norms too, each of which has seen half of the images."""
+    in_two_processes("-W", "ignore", "-c", FIT, normals, tmp_path / "networks")
+    one, other = (torch.load(tmp_path / f"networks{rank}") for rank in range(2))
+    pictures = {name for name in one if name.endswith(("pictures", "taken_at"))}
+    assert pictures and one.keys() == other.keys()
+    for name in one.keys() - pictures:
+        assert torch.equal(one[name], other[name]), name
 
 
 def test_the_flags_of_training_reach_the_run(
