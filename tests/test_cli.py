@@ -23,6 +23,7 @@ from PIL import Image
 import amiss as package
 from amiss.artifact import read_manifest
 from amiss.console import as_typed, parse_memory, parse_size
+from amiss.data.images import write_png
 from amiss.errors import OptionError
 from amiss.methods import METHODS, method_class
 from amiss.methods.dcgan import DCGAN
@@ -721,6 +722,17 @@ def test_sample_leaves_no_half_written_folder(
     monkeypatch.setattr("amiss.data.images.write_png", fail)
     told = amiss(capsys, "sample", generator, "-o", tmp_path / "each", "--count", "3")
     assert told.status == 1 and "no more room" in told.err and not list(tmp_path.iterdir())
+    (tmp_path / "there").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "there")
+    told = amiss(capsys, "sample", generator, "-o", tmp_path / "link", "--count", "3")
+    assert told.status == 1 and not list((tmp_path / "there").iterdir())
+    monkeypatch.setattr("amiss.data.images.write_png", write_png)
+    monkeypatch.chdir(tmp_path / "there")
+    for place in (".", tmp_path / "link"):
+        told = amiss(capsys, "sample", generator, "-o", place, "--count", "3")
+        assert told.status == 0 and len(list((tmp_path / "there").iterdir())) == 3
+        for file in (tmp_path / "there").iterdir():
+            file.unlink()
     monkeypatch.setattr(Path, "mkdir", lambda *_: (_ for _ in ()).throw(OSError(2, "no such")))
     told = amiss(capsys, "sample", generator, "-o", tmp_path / "each", "--count", "3")
     assert told.status == 1 and "each cannot be made: no such" in told.err

@@ -345,6 +345,6 @@ def test_the_time_of_all_stretches_counts(images: Normals, tmp_path: Path) -> No
     said: list[str] = []
     with pytest.raises(KeyboardInterrupt):
         learned(images, replace(run, say=said.append), on_step=slow_at_first)
-    assert any(sentence.startswith("Stopping after this step.") for sentence in said)
+    assert said[-1] == "training: stopped after step 3 of 12"
     _, history = learned(images, run)
     assert history.seconds > 0.3 and history.steps == 12

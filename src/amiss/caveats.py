@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from amiss.data.index import Dataset
 from amiss.data.protocols import PROTOCOLS
 from amiss.runtime import Fitted
@@ -21,10 +24,14 @@ def caveats(dataset: Dataset, detector: Fitted) -> list[str]:
     """What the data of the fit, and how it went, make of figures on these images."""
     fitted = detector.training_facts
     found = []
-    if dataset.layout in PROTOCOLS and fitted.get("name") != dataset.name:
+    learned_as, judged_as = (
+        _normal(fitted),
+        _normal({"name": dataset.name, "layout": dataset.layout}),
+    )
+    if None not in (learned_as, judged_as) and learned_as != judged_as:
         found.append(
-            f"The detector was fitted on {fitted.get('name')}, and judged on {dataset.name}: what "
-            "was normal there need not be normal here."
+            f"The detector was fitted on {fitted['name']}, and judged on {dataset.name}: what was "
+            "normal there is not what is normal here."
         )
     learned = detector.about().get("learned") or {}
     share = learned.get("sample_diversity")
@@ -34,3 +41,13 @@ def caveats(dataset: Dataset, detector: Fitted) -> list[str]:
             f"differ from one another by {share:.1%} of what images do."
         )
     return found
+
+
+def _normal(facts: Mapping[str, Any]) -> tuple[bool, str] | None:
+    """Which class of a protocol is apart from the others, and whether it is the anomalous one; None
+    where a set goes by no protocol."""
+    layout = facts.get("layout")
+    if layout not in PROTOCOLS:
+        return None
+    label = str(facts["name"]).rpartition(f" {layout} ")[2].partition(" ")[0]
+    return layout == "leave_one_out", label

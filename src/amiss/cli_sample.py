@@ -45,6 +45,7 @@ def sample(
     from amiss.threads import set_threads
 
     set_threads(threads)
+    output = output.resolve()  # "." has no name, and a link is not what it leads to
     is_sheet = output.suffix.lower() == ".png"
     if not is_sheet and output.suffix.lower() in IMAGE_SUFFIXES:
         raise OptionError(f"{output}: a sheet is a PNG.", hint="Name a .png file, or a folder.")
@@ -85,15 +86,20 @@ def sample(
 def _appearing(folder: Path) -> Iterator[Path]:
     """A folder to write into, which takes the name of `folder` when all is written; nothing is left
     behind where that comes to nothing."""
-    temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
+    name = f".{folder.name}.{os.getpid()}.tmp"
+    temporary = folder / name if folder.exists() else folder.with_name(name)
     try:
         temporary.mkdir()
     except OSError as error:
         raise OptionError(f"{folder} cannot be made: {error.strerror}.") from error
     try:
         yield temporary
-        if folder.exists():
-            folder.rmdir()
-        temporary.rename(folder)
+        if folder.exists():  # empty, and it stays what it is: its owner, its place in the tree
+            for file in temporary.iterdir():
+                file.rename(folder / file.name)
+        else:
+            temporary.rename(folder)
+    except OSError as error:
+        raise OptionError(f"{folder} cannot be written to: {error.strerror}.") from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)

@@ -115,8 +115,7 @@ class Loop:
 class History:
     """What a training went through: the mean of each loss over each epoch, and its pace.
 
-    `seconds` are those of all stretches of a training that was interrupted, up to its checkpoints;
-    `images_per_second` is the pace of the last.
+    `seconds` are those of all stretches of a training that was interrupted, up to its checkpoints.
     """
 
     losses: dict[str, list[float]]
@@ -183,7 +182,7 @@ def train(  # noqa: PLR0913 - what learns, on what, how long, and the job
         run.say(f"going on after step {loop.step} of {total}")
     started, first, saved = time.perf_counter(), loop.step, time.perf_counter()
     peak = 0.0
-    with torch.random.fork_rng(devices=[]), _Interruption(run) as interruption:
+    with torch.random.fork_rng(devices=[]), _Interruption() as interruption:
         while loop.step < total:
             batch = _places(n, run.seed, loop.step, batch_size)
             torch.manual_seed(_seed_of(run.seed, loop.step, rank))
@@ -207,13 +206,13 @@ def train(  # noqa: PLR0913 - what learns, on what, how long, and the job
                 checkpoints.save(loop.step)
                 saved = time.perf_counter()
             if interruption.came:
+                run.say(f"{stage}: stopped after step {loop.step} of {total}")
                 raise KeyboardInterrupt
     for player in players.values():
         player.network.cpu().eval()
-    seconds = time.perf_counter() - started
-    pace = (loop.step - first) * batch_size / max(seconds, 1e-9)
-    whole = log.seconds_before + seconds
-    return History(log.epochs, loop.step, round(whole, 3), round(pace, 2))
+    seconds = log.seconds_before + time.perf_counter() - started
+    pace = loop.step * batch_size / max(seconds, 1e-9)
+    return History(log.epochs, loop.step, round(seconds, 3), round(pace, 2))
 
 
 def _measured(
@@ -240,8 +239,8 @@ class _Interruption:
     """Within `with`, Ctrl-C lets the step under way come to its end, so that what is saved is what
     an uninterrupted training had at that point. A second one interrupts at once."""
 
-    def __init__(self, run: Run) -> None:
-        self.run, self.came = run, False
+    def __init__(self) -> None:
+        self.came = False
         self._before: Any = None
         self._is_mine = threading.current_thread() is threading.main_thread()
 
@@ -258,7 +257,6 @@ class _Interruption:
         if self.came:
             raise KeyboardInterrupt
         self.came = True
-        self.run.say("Stopping after this step. Once more stops at once and keeps less.")
 
     def watch(self, call: Callable[..., object], *arguments: object) -> None:
         """Call something that may itself ask for the end."""
@@ -282,8 +280,6 @@ def require_device(run: Run) -> None:
 
 def _fabric(run: Run) -> Fabric:
     require_device(run)
-    if run.device == "cuda":
-        torch.backends.cudnn.benchmark = True  # all batches have one shape
     with naming_extra("Training", "train"):
         from lightning_fabric import Fabric
         from lightning_fabric.strategies.ddp import DDPStrategy

@@ -91,9 +91,14 @@ def test_fyd_by_two_processes_is_fyd_in_two_parts(normals: Path, tmp_path: Path)
 FIT = """
 import os, sys, torch, amiss
 torch.set_num_threads(1)
-options = dict(image_size=(16, 32), width=4, latent_dim=6, epochs=2, batch_size=4, n_critic=1)
-detector = amiss.FAnoGAN(**options, encoder_epochs=2).fit(sys.argv[1], max_false_alarm=0.4)
-torch.save(detector.networks.state_dict(), sys.argv[2] + os.environ["RANK"])
+shape = dict(image_size=(16, 32), width=4, epochs=2, batch_size=4)
+for detector in (
+    amiss.FAnoGAN(**shape, latent_dim=6, n_critic=1, encoder_epochs=2),
+    amiss.EGBAD(**shape, latent_dim=6, network="deep", cycle_weight=1.0),
+    amiss.DAAD(**shape, scales=2, items=5, adversarial=True, discriminator_width=4),
+):
+    detector.fit(sys.argv[1], max_false_alarm=0.4)
+    torch.save(detector.networks.state_dict(), sys.argv[2] + detector.id + os.environ["RANK"])
 """
 
 
@@ -101,11 +106,12 @@ torch.save(detector.networks.state_dict(), sys.argv[2] + os.environ["RANK"])
 def test_two_processes_end_with_the_same_networks(normals: Path, tmp_path: Path) -> None:
     """Batch norms too, each of which has seen half of the images."""
     in_two_processes("-W", "ignore", "-c", FIT, normals, tmp_path / "networks")
-    one, other = (torch.load(tmp_path / f"networks{rank}") for rank in range(2))
-    pictures = {name for name in one if name.endswith(("pictures", "taken_at"))}
-    assert pictures and one.keys() == other.keys()
-    for name in one.keys() - pictures:
-        assert torch.equal(one[name], other[name]), name
+    for method in ("fanogan", "egbad", "daad"):
+        one, other = (torch.load(tmp_path / f"networks{method}{rank}") for rank in range(2))
+        pictures = {name for name in one if name.endswith(("pictures", "taken_at"))}
+        assert one.keys() == other.keys()
+        for name in one.keys() - pictures:
+            assert torch.equal(one[name], other[name]), (method, name)
 
 
 def test_the_flags_of_training_reach_the_run(

@@ -37,7 +37,10 @@ def test_statistics_are_means_over_the_batches() -> None:
     batches = [torch.randn(5, 3) * scale + scale for scale in (1.0, 2.0, 5.0)]
     for batch in batches:  # leaves something behind, as a training does
         net.train()(batch * 7)
-    settle(net, ((batch,) for batch in batches))
+    told: list[tuple[int, int]] = []
+    run = Run(progress=lambda _, done, total: told.append((done, total)))
+    settle(net, ((batch,) for batch in batches), 3, run)
+    assert told == [(1, 3), (2, 3), (3, 3)]
     linear, norm, last = net[0], net[2], net[5]
     with torch.no_grad():
         inner = [linear(batch) for batch in batches]  # no dropout on the way
@@ -63,7 +66,7 @@ def test_networks_without_batch_norms_are_not_asked() -> None:
         raise AssertionError("asked for a batch")
 
     net = nn.Linear(3, 3).train()
-    settle(net, (never() for _ in range(3)))  # type: ignore[misc]
+    settle(net, (never() for _ in range(3)), 3, Run())  # type: ignore[misc]
     assert not net.training
 
 

@@ -16,7 +16,7 @@ from amiss.data.images import write_png
 from amiss.data.index import index
 from amiss.data.stream import ImageStream
 from amiss.errors import OptionError, TrainingWarning
-from amiss.learning.reconstruction import flipped, mean_inside, share_of_entropy
+from amiss.learning.reconstruction import Evenness, flipped, mean_inside
 from amiss.learning.training_images import ImageBatch
 from amiss.methods.daad import DAAD
 from amiss.methods.memae import MemAE
@@ -137,8 +137,37 @@ def test_means_are_of_what_is_looked_at() -> None:
 
 
 def test_shares_of_entropy_go_from_one_item_to_all() -> None:
-    assert share_of_entropy([torch.full((2, 4), 0.25)]) == pytest.approx(1, abs=1e-4)
-    assert share_of_entropy([torch.eye(4)]) == pytest.approx(0, abs=1e-4)
+    evenness = Evenness()
+    evenness.add(torch.full((2, 4), 0.25))
+    assert evenness.share() == pytest.approx(1, abs=1e-4)
+    evenness.add(torch.eye(4)[:2])
+    assert evenness.share() == pytest.approx(0.5, abs=1e-4)
+
+
+@pytest.mark.parametrize("name", [*KINDS, "ganomaly"])
+def test_networks_are_settled_whatever_their_norms_have_gathered(
+    name: str, normals: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found: list[dict[str, Tensor]] = []
+    update = Loop.update
+
+    def spoiling(loop: Loop, player: str) -> None:
+        update(loop, player)
+        for buffer_name, buffer in loop.players[player].network.named_buffers():
+            if buffer_name.endswith(("running_mean", "running_var")):
+                buffer.mul_(3)
+
+    for spoils in (False, True):
+        if spoils:
+            monkeypatch.setattr(Loop, "update", spoiling)
+        if name == "ganomaly":
+            detector: Any = amiss.GANomaly(**SHAPE, latent_dim=4)
+        else:
+            detector = make(name)
+        found.append(detector.fit(normals, max_false_alarm=0.4).artifact()[1])
+    one, other = found
+    assert any("running_mean" in key for key in one)
+    assert all(torch.equal(one[key], other[key]) for key in one)
 
 
 # --- autoencoder -----------------------------------------------------------------------------
@@ -166,12 +195,16 @@ def test_an_autoencoder_is_scored_by_what_it_descends(
 
 
 def test_a_memory_stays_as_it_was_learned(fitted: dict[str, Any], images: Tensor) -> None:
-    """M5."""
-    networks = fitted["memae"].networks
-    before = {k: v.clone() for k, v in networks.state_dict().items()}
-    with torch.inference_mode():
-        fitted["memae"](images)
-    assert all(torch.equal(before[k], v) for k, v in networks.state_dict().items())
+    """M5: of both methods with one, whatever is asked of them."""
+    for name in ("memae", "daad+"):
+        networks = fitted[name].networks
+        before = {k: v.clone() for k, v in networks.state_dict().items()}
+        assert not any(weight.requires_grad for weight in networks.parameters())
+        assert not any(module.training for module in networks.modules())
+        fitted[name](images)
+        fitted[name].reconstruct(images)
+        fitted[name].predict(images[0].permute(1, 2, 0).numpy())
+        assert all(torch.equal(before[k], v) for k, v in networks.state_dict().items())
 
 
 def test_the_entropy_of_the_weights_is_descended_too(
@@ -233,7 +266,7 @@ def test_every_memory_learns(normals: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
     def watched(loop: Loop, name: str) -> None:
         network = loop.players[name].network
-        if name == "maker":
+        if name in ("network", "maker"):
             seen.extend(
                 memory.memory.items.grad is not None and bool(memory.memory.items.grad.any())
                 for memory in network.memories  # type: ignore[union-attr]
@@ -268,6 +301,23 @@ def test_gamma_weighs_the_terms_of_the_score(fitted: dict[str, Any], images: Ten
         torch.testing.assert_close(squares, wanted)
         alone = fitted["daad"].networks.maker(x).made
         torch.testing.assert_close(fitted["daad"](images).score, (x - alone).flatten(1).norm(dim=1))
+
+
+def test_a_region_is_scored_as_if_it_filled_the_image(fitted: dict[str, Any]) -> None:
+    x = torch.randn(1, 3, *SIZE, generator=torch.Generator().manual_seed(0))
+    made = torch.zeros_like(x)
+    for norm in ("l2", "mse"):
+        detector = at("daad", fitted, norm=norm)
+        whole = detector._residual(x, made, None)
+        for rows in (8, 4):
+            roi = torch.zeros(1, *SIZE, dtype=torch.bool)
+            roi[:, :rows] = True
+            part = detector._residual(x * roi[:, None], made, roi)
+            torch.testing.assert_close(part, whole, rtol=0.15, atol=0)
+            inner = x[:, :, :rows]
+            wanted = inner.square().sum().mul(16 / rows).sqrt() if norm == "l2" else (
+                inner.square().mean())  # fmt: skip
+            torch.testing.assert_close(part[0], wanted)
 
 
 def test_each_descends_its_own_losses(normals: Path, monkeypatch: pytest.MonkeyPatch) -> None:

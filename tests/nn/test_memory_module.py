@@ -50,9 +50,30 @@ def test_a_query_of_nothing_is_answered_evenly() -> None:
 def test_cosines_of_one_temperature_are_nearly_even() -> None:
     """B5: the largest weight is at most e^2 times the least."""
     bank = memory(500, 64)
-    asked = torch.cat([bank.items[:20].detach(), -bank.items[:20].detach(), queries(50, 64)])
+    with torch.no_grad():
+        bank.items[1] = -3 * bank.items[0]
+    asked = torch.cat([5 * bank.items[:1].detach(), queries(50, 64)])
     weights = bank.weights(asked).detach()
-    assert float((weights.amax(1) / weights.amin(1)).max()) <= math.e**2 * (1 + 1e-5)
+    ratios = weights.amax(1) / weights.amin(1)
+    assert float(ratios[0]) == pytest.approx(math.e**2, rel=1e-5)  # an item, and its opposite
+    assert float(ratios[1:].max()) < math.e**2
+
+
+def test_blocks_are_weighed_by_their_angles_alone() -> None:
+    """B2, through blocks that cut the channels too."""
+    blocks = BlockMemory((8, 4, 6), (2, 3, 4), 7)
+    maps = torch.randn(2, 8, 4, 6)
+    weights = blocks(maps).weights
+    assert weights.shape == (2 * 24, 7)
+    torch.testing.assert_close(weights.sum(1), torch.ones(48))
+    torch.testing.assert_close(blocks(11 * maps).weights, weights, atol=1e-6, rtol=1e-5)
+
+
+def test_half_precision_does_not_reach_the_weights() -> None:
+    bank, asked = memory(temperature=0.02), queries()
+    with torch.autocast("cpu", torch.bfloat16):
+        found = bank.weights(asked)
+    assert torch.equal(found, bank.weights(asked))
 
 
 def test_what_is_shrunk_is_gone_and_the_others_share_one() -> None:
@@ -72,6 +93,16 @@ def test_gradients_pass_what_was_shrunk() -> None:
     bank(asked).values.square().sum().backward()
     assert asked.grad is not None and asked.grad.isfinite().all() and bool(asked.grad.any())
     assert bank.items.grad is not None and bank.items.grad.isfinite().all()
+
+
+def test_a_weight_just_above_the_limit_has_a_slope_like_the_others() -> None:
+    limit = torch.tensor(0.0025)
+    above = torch.nextafter(limit, torch.tensor(1.0))
+    weights = torch.tensor([[float(above), 0.4, 0.5975]], requires_grad=True)
+    kept = shrunk(weights, 0.0025)
+    assert kept[0, 0] > 0
+    kept[0, 1].backward()
+    assert weights.grad is not None and float(weights.grad.abs().max()) < 2
 
 
 def test_entropy_goes_from_nothing_to_log_n() -> None:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from amiss.errors import TrainingWarning
-from amiss.learning.settling import BATCHES, settle, some_batches
+from amiss.learning.settling import batch_count, settle, some_batches
 from amiss.learning.training_images import ImageBatch, TrainingImages
 from amiss.nn.losses import discriminator_loss, generator_loss, gradient_penalty
 from amiss.nn.roi import inside
@@ -219,14 +219,12 @@ class Duel:
             players, self.data, pictured, epochs=self.epochs, batch_size=self.batch_size,
             run=run, job=job, stage=stage,
         )  # fmt: skip
-        settle(self.maker, settling_codes(self.maker, self.data, self.batch_size, run))
-        settle(self.critic, ((x,) for x in self.images(run)))
+        count = batch_count(self.data, self.batch_size)
+        codes = settling_codes(self.maker, self.data, self.batch_size, run)
+        settle(self.maker, codes, count, run)
+        images = some_batches(self.data, self.batch_size, run.seed)
+        settle(self.critic, ((self.prepare(batch),) for batch in images), count, run)
         return history
-
-    def images(self, run: Run) -> Iterator[Tensor]:
-        """Training images x (B, C, H, W), as batch norms are settled on them."""
-        for batch in some_batches(self.data, self.batch_size, run.seed):
-            yield self.shown(batch)[0]
 
 
 def settling_codes(
@@ -234,10 +232,8 @@ def settling_codes(
 ) -> Iterator[tuple[Tensor]]:
     """Codes to settle a generator on, as many batches as there are of images."""
     size = min(batch_size, len(data))
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(run.seed)
-        for _ in range(min(len(data) // size, BATCHES)):
-            yield (maker.draw(size),)
+    for number in range(batch_count(data, batch_size)):
+        yield (maker.draw(size, seed=run.seed, start=number * size),)
 
 
 @dataclass(frozen=True)

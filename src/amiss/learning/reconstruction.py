@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from amiss.learning.adversarial import adam
-from amiss.learning.settling import settle, some_batches
+from amiss.learning.settling import batch_count, settle, some_batches
 from amiss.learning.trained import TrainedConfig
 from amiss.learning.training_images import ImageBatch, TrainingImages
 from amiss.nn.memory_module import entropy
@@ -21,6 +21,9 @@ from amiss.run import Run
 from amiss.training import History, Loop, Losses, Player, train
 
 FLIPS = ("none", "horizontal", "vertical", "both")
+
+WATCHED = 4
+"""Batches that a finished memory is watched on."""
 
 LossOf = Callable[[nn.Module, Tensor, Tensor | None], dict[str, Tensor]]
 """(network to call, x (B, C, H, W), regions (B, H, W) or None) -> losses by name, `loss` the one
@@ -43,6 +46,11 @@ class ReconstructionConfig(TrainedConfig):
         "(left and right), vertical, both, or none",
         choices=FLIPS,
     )
+
+    @property
+    def rate(self) -> float:
+        """Of Adam."""
+        return self.learning_rate
 
 
 def flipped(batch: ImageBatch, flips: str) -> ImageBatch:
@@ -71,15 +79,22 @@ def train_reconstructor(
         loop.update("network")
         return {name: value.detach() for name, value in losses.items()}
 
-    player = Player(network, adam(network, config.learning_rate, (0.9, 0.999)))
+    player = Player(network, adam(network, config.rate, (0.9, 0.999)))
     history = train(
         {"network": player}, data, step, epochs=config.epochs, batch_size=config.batch_size,
         run=run, job=job,
     )  # fmt: skip
-    settle(
-        network, ((config.prepared(b),) for b in some_batches(data, config.batch_size, run.seed))
-    )
+    settle_on_images(network, config, data, run)
     return history
+
+
+def settle_on_images(
+    network: nn.Module, config: ReconstructionConfig, data: TrainingImages, run: Run
+) -> None:
+    """Batch norms of a network that takes in images, by the training images."""
+    batches = some_batches(data, config.batch_size, run.seed)
+    inputs = ((config.prepared(batch),) for batch in batches)
+    settle(network, inputs, batch_count(data, config.batch_size), run)
 
 
 def error_map(x: Tensor, made: Tensor, roi: Tensor | None) -> Tensor:
@@ -95,9 +110,19 @@ def mean_inside(maps: Tensor, roi: Tensor | None) -> Tensor:
     return (maps * roi).sum((1, 2)) / roi.sum((1, 2)).clamp_min(1)
 
 
-def share_of_entropy(reads: Sequence[Tensor]) -> float:
-    """The mean entropy of weights (K, N), as a share of log N: 0 where each query is answered by
-    one item, 1 where all by the mean of all items."""
-    most = math.log(max(2, reads[0].shape[1]))
-    found = torch.cat([entropy(weights.float()) for weights in reads])
-    return round(float(found.mean()) / most, 4)
+class Evenness:
+    """The mean entropy of weights (K, N) that come in parts, as a share of log N: 0 where each
+    query is answered by one item, 1 where all are by the mean of all items."""
+
+    def __init__(self) -> None:
+        self.total, self.count, self.most = 0.0, 0, 1.0
+
+    def add(self, weights: Tensor) -> None:
+        """Take in the weights of some queries."""
+        self.total += float(entropy(weights.float()).sum())
+        self.count += len(weights)
+        self.most = math.log(max(2, weights.shape[1]))
+
+    def share(self) -> float:
+        """Of all so far."""
+        return round(self.total / max(1, self.count) / self.most, 4)

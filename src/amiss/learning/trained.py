@@ -22,6 +22,8 @@ from amiss.run import Run
 from amiss.training import require_device
 from amiss.types import Int64, Prediction, UInt8
 
+_AT_ONCE = 256  # made images, before they are levels
+
 Network = TypeVar("Network", bound=nn.Module)
 Judge = Callable[[Tensor, Tensor | None], Prediction[Tensor]]
 """x (B, C, H, W) in [-1, 1], 0 outside of the regions (B, H, W) or None -> scores and maps."""
@@ -177,7 +179,11 @@ def sampled(maker: Maker, n: int, seed: int, start: int) -> UInt8:
             f"n={n}, seed={seed}, start={start}: at least one image, by a seed and from a number "
             "of 0 or more."
         )
-    return _as_pictures(as_levels(maker.make(maker.draw(n, seed=seed, start=start))))
+    parts = [
+        as_levels(maker.make(maker.draw(min(_AT_ONCE, n - done), seed=seed, start=start + done)))
+        for done in range(0, n, _AT_ONCE)
+    ]
+    return _as_pictures(torch.cat(parts))
 
 
 def taken(maker: Maker) -> list[tuple[int, UInt8]]:

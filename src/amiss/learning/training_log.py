@@ -41,8 +41,10 @@ class TrainingLog:
         """Take in what a step reports; the name of a loss that is not finite, or None."""
         odd = None
         # All at once: each by itself would make a GPU wait for its answer.
-        found_all = torch.stack([torch.as_tensor(value).float() for value in losses.values()])
-        for name, found in zip(losses, found_all.tolist(), strict=True):
+        tensors = {k: v.detach().float() for k, v in losses.items() if isinstance(v, Tensor)}
+        told = torch.stack([*tensors.values()]).tolist() if tensors else []
+        numbers = {k: float(v) for k, v in losses.items() if not isinstance(v, Tensor)}
+        for name, found in (numbers | dict(zip(tensors, told, strict=True))).items():
             odd = odd or (None if math.isfinite(found) else name)
             self.sums[name] = self.sums.get(name, 0.0) + found
         return odd

@@ -221,7 +221,7 @@ class AnoGAN(Detector):
         """The images that the generator comes closest to x with: a search, then its last step."""
         # As many at once as take the memory of 64 images of 64 x 64 px at the paper's width.
         H, W = self.image_size
-        size = max(1, _AT_ONCE // (H * W * self.config.width))
+        size = max(1, min(self.together, _AT_ONCE // (H * W * self.config.width)))
         rois = [None] * len(x) if roi is None else roi.split(size)
         with torch.inference_mode(mode=False), torch.no_grad():
             # Clones are of no inference, which autograd would not take.

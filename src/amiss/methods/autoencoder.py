@@ -45,7 +45,7 @@ class AutoEncoderConfig(ReconstructionConfig):
         "U-Net has them",
     )  # fmt: skip
     loss: str = option(
-        "mse", "mse: squared differences; ssim: 1 - SSIM, in windows of 11 x 11",
+        "mse", "mse: squared differences; ssim: (1 - SSIM) / 2, in windows of 11 x 11",
         choices=("mse", "ssim"),
     )  # fmt: skip
 

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, NamedTuple
+from itertools import islice
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -17,27 +18,31 @@ from amiss.learning.adversarial import adam
 from amiss.learning.held_out import HeldOut
 from amiss.learning.normals import Normals
 from amiss.learning.reconstruction import (
+    FLIPS,
+    WATCHED,
+    Evenness,
     ReconstructionConfig,
     error_map,
     flipped,
     mean_inside,
-    share_of_entropy,
+    settle_on_images,
+    train_reconstructor,
 )
-from amiss.learning.settling import settle, some_batches
+from amiss.learning.settling import some_batches
 from amiss.learning.trained import Split, drawn, in_color, job, one_by_one, restored, stored
 from amiss.learning.training_images import ImageBatch, TrainingImages
 from amiss.methods.base import Detector
-from amiss.nn.autoencoder import Decoder, Encoder, scales
-from amiss.nn.gan import ConvEncoder, halvings
+from amiss.nn.autoencoder import scales
+from amiss.nn.block_unet import BlockUNet, FeatureDiscriminator
+from amiss.nn.gan import halvings
 from amiss.nn.losses import discriminator_loss, generator_loss, norms
-from amiss.nn.memory_module import SIMILARITIES, BlockMemory, division
+from amiss.nn.memory_module import SIMILARITIES, division
 from amiss.nn.roi import inside
 from amiss.options import Config, option
 from amiss.run import Run
-from amiss.training import Loop, Losses, Player, train
+from amiss.training import History, Loop, Losses, Player, train
 from amiss.types import Prediction
 
-_FEATURES = 100  # of the discriminator
 _RATES = (1e-4, 2e-4)  # of DAAD and of DAAD+
 _OF_PLUS = (
     "discriminator_width", "generator_loss", "rec_weight", "adv_weight", "ali_weight", "gamma",
@@ -83,7 +88,7 @@ class DAADConfig(ReconstructionConfig):
     flips: str = option(
         "none", "mirror training images at random, where a mirrored image is a normal one: "
         "horizontal (left and right), vertical, both, or none",
-        choices=("none", "horizontal", "vertical", "both"), paper="both",
+        choices=FLIPS, paper="both",
     )  # fmt: skip
     adversarial: bool = option(
         False, "DAAD+: a discriminator takes part in the training, and its features in the score"
@@ -112,54 +117,8 @@ class DAADConfig(ReconstructionConfig):
 
     @property
     def rate(self) -> float:
-        """Of Adam."""
+        """See `ReconstructionConfig.rate`."""
         return self.learning_rate or _RATES[self.adversarial]
-
-
-class Assembled(NamedTuple):
-    """What is made of images, and at each scale the weights of the items for each block."""
-
-    made: Tensor
-    weights: list[Tensor]
-
-
-class _Network(nn.Module):
-    """x (B, C, H, W) in [-1, 1] -> `Assembled`: a U-Net each of whose connections, the deepest
-    included, is a `BlockMemory`."""
-
-    def __init__(self, config: DAADConfig) -> None:
-        super().__init__()
-        cfg = config
-        shapes = scales(cfg.image_size, cfg.width, cfg.scales)
-        self.encoder = Encoder(cfg.channels, shapes)
-        self.memories = nn.ModuleList(
-            BlockMemory(
-                shape, cfg.division, cfg.items, similarity=cfg.similarity,
-                temperature=cfg.temperature,
-            )
-            for shape in shapes
-        )  # fmt: skip
-        self.decoder = Decoder(cfg.channels, shapes, skip=True)
-
-    def forward(self, x: Tensor) -> Assembled:
-        reads = [memory(f) for memory, f in zip(self.memories, self.encoder(x), strict=True)]
-        made = self.decoder([read.values for read in reads])
-        return Assembled(made, [read.weights for read in reads])
-
-
-class _Discriminator(nn.Module):
-    """Of images (B, C, H, W), whether they are real: logits (B, 1). `features` are f_D, 100."""
-
-    def __init__(self, config: DAADConfig) -> None:
-        super().__init__()
-        self.features = ConvEncoder(
-            config.image_size, _FEATURES, channels=config.channels, width=config.discriminator_width
-        )
-        self.head = nn.Linear(_FEATURES, 1)
-
-    def forward(self, images: Tensor) -> Tensor:
-        found: Tensor = self.head(self.features(images))
-        return found
 
 
 class _Parts(nn.Module):
@@ -167,8 +126,16 @@ class _Parts(nn.Module):
 
     def __init__(self, config: DAADConfig) -> None:
         super().__init__()
-        self.maker = _Network(config)
-        self.discriminator = _Discriminator(config) if config.adversarial else None
+        cfg = config
+        self.maker = BlockUNet(
+            cfg.channels, scales(cfg.image_size, cfg.width, cfg.scales), cfg.division, cfg.items,
+            similarity=cfg.similarity, temperature=cfg.temperature,
+        )  # fmt: skip
+        self.discriminator = None
+        if cfg.adversarial:
+            self.discriminator = FeatureDiscriminator(
+                cfg.image_size, channels=cfg.channels, width=cfg.discriminator_width
+            )
 
 
 class DAAD(Detector):
@@ -234,9 +201,20 @@ class DAAD(Detector):
 
     def _train(self, data: TrainingImages, run: Run) -> dict[str, Any]:
         cfg, parts = self.config, self.networks
-        learning = {"maker": parts.maker}
-        if parts.discriminator is not None:
-            learning["discriminator"] = parts.discriminator
+        what = job(cfg, run, without=("gamma",))
+        if parts.discriminator is None:
+            history = train_reconstructor(parts.maker, self._losses, cfg, data, run, what)
+        else:
+            history = self._train_plus(data, run, what)
+        return {**history.facts(), "entropy_shares": self._entropies(data, run)}
+
+    def _losses(self, network: nn.Module, x: Tensor, rois: Tensor | None) -> dict[str, Tensor]:
+        return {"loss": self._residual(x, inside(network(x).made, rois), rois).mean()}
+
+    def _train_plus(self, data: TrainingImages, run: Run, what: dict[str, Any]) -> History:
+        """The networks against D, then D on what they made before."""
+        cfg, parts = self.config, self.networks
+        learning = {"maker": parts.maker, "discriminator": parts.discriminator}
         players = {
             name: Player(one, adam(one, cfg.rate, (0.9, 0.999))) for name, one in learning.items()
         }
@@ -245,55 +223,42 @@ class DAAD(Detector):
             batch = flipped(batch, cfg.flips)
             x = cfg.prepared(batch)
             made = inside(loop.networks["maker"](x).made, batch.rois)
-            if not cfg.adversarial:
-                loss = self._apart(x, made).mean()
-                loop.backward(loss)
-                loop.update("maker")
-                return {"loss": loss.detach()}
-            return self._step_of_plus(loop, x, made)
+            with loop.frozen("discriminator") as judge:
+                assert isinstance(judge, FeatureDiscriminator)
+                with torch.no_grad():
+                    wanted = judge.features(x)
+                features = judge.features(made)
+                adversarial = generator_loss(judge.head(features), cfg.generator_loss)
+                aligned = self._apart(wanted, features).mean()
+            apart = self._residual(x, made, batch.rois).mean()
+            loss = cfg.rec_weight * apart + cfg.adv_weight * adversarial + cfg.ali_weight * aligned
+            loop.backward(loss)
+            loop.update("maker")
+            judging = loop.networks["discriminator"]
+            of_judge = discriminator_loss(judging(x), judging(made.detach()))
+            loop.backward(of_judge)
+            loop.update("discriminator")
+            found = {"loss": loss, "reconstruction": apart, "adversarial": adversarial,
+                     "alignment": aligned, "discriminator": of_judge}  # fmt: skip
+            return {name: value.detach() for name, value in found.items()}
 
         history = train(
-            players, data, step, epochs=cfg.epochs, batch_size=cfg.batch_size, run=run,
-            job=job(cfg, run, without=("gamma",)),
-        )  # fmt: skip
+            players, data, step, epochs=cfg.epochs, batch_size=cfg.batch_size, run=run, job=what
+        )
         for network in learning.values():
-            images = some_batches(data, cfg.batch_size, run.seed)
-            settle(network, ((cfg.prepared(batch),) for batch in images))
-        return {**history.facts(), "entropy_shares": self._entropies(data, run)}
-
-    def _step_of_plus(self, loop: Loop, x: Tensor, made: Tensor) -> Losses:
-        """The networks against D, then D on what they made before."""
-        cfg = self.config
-        with loop.frozen("discriminator") as judge:
-            assert isinstance(judge, _Discriminator)
-            with torch.no_grad():
-                wanted = judge.features(x)
-            features = judge.features(made)
-            adversarial = generator_loss(judge.head(features), cfg.generator_loss)
-            aligned = self._apart(wanted, features).mean()
-        apart = self._apart(x, made).mean()
-        loss = cfg.rec_weight * apart + cfg.adv_weight * adversarial + cfg.ali_weight * aligned
-        loop.backward(loss)
-        loop.update("maker")
-        judge = loop.networks["discriminator"]
-        of_judge = discriminator_loss(judge(x), judge(made.detach()))
-        loop.backward(of_judge)
-        loop.update("discriminator")
-        found = {"loss": loss, "reconstruction": apart, "adversarial": adversarial,
-                 "alignment": aligned, "discriminator": of_judge}  # fmt: skip
-        return {name: value.detach() for name, value in found.items()}
+            settle_on_images(network, cfg, data, run)
+        return history
 
     @torch.no_grad()
     def _entropies(self, data: TrainingImages, run: Run) -> list[float]:
         """Of each scale, how evenly its memory is read for some training images."""
         cfg = self.config
-        reads: list[list[Tensor]] = [[] for _ in range(cfg.scales)]
-        for batch, _ in zip(some_batches(data, cfg.batch_size, run.seed), range(4), strict=False):
-            for found, weights in zip(
-                reads, self.networks.maker(cfg.prepared(batch)).weights, strict=True
-            ):
-                found.append(weights)
-        return [share_of_entropy(found) for found in reads]
+        found = [Evenness() for _ in range(cfg.scales)]
+        for batch in islice(some_batches(data, cfg.batch_size, run.seed), WATCHED):
+            reads = self.networks.maker(cfg.prepared(batch)).weights
+            for evenness, weights in zip(found, reads, strict=True):
+                evenness.add(weights)
+        return [evenness.share() for evenness in found]
 
     # --- scoring ---------------------------------------------------------------------------
 
@@ -304,19 +269,29 @@ class DAAD(Detector):
     def _judged(self, x: Tensor, roi: Tensor | None) -> Prediction[Tensor]:
         cfg, parts = self.config, self.networks
         made = inside(parts.maker(x).made, roi)
-        errors = error_map(x, made, roi)
-        score = mean_inside(errors, roi) if cfg.norm == "mse" else self._apart(x, made)
+        score = self._residual(x, made, roi)
         if parts.discriminator is not None:
             features = parts.discriminator.features
             aligned = self._apart(features(x), features(made))
             score = cfg.gamma * score + (1 - cfg.gamma) * aligned
-        return Prediction(score, errors)
+        return Prediction(score, error_map(x, made, roi))
 
-    def _apart(self, x: Tensor, other: Tensor) -> Tensor:
-        """||x - other||_2 of each image, or the mean of the squares: (B, ...) -> (B,)."""
+    def _residual(self, x: Tensor, made: Tensor, roi: Tensor | None) -> Tensor:
+        """R of each image (B,): ||x - xh||_2, as if its region filled the image, or the mean of the
+        squares over the region."""
+        if self.config.norm == "mse":
+            return mean_inside(error_map(x, made, roi), roi)
+        apart = norms(x - made, 2)
+        if roi is None:
+            return apart
+        shares = roi.flatten(1).float().mean(1)
+        return apart / shares.clamp_min(1e-6).sqrt()
+
+    def _apart(self, features: Tensor, other: Tensor) -> Tensor:
+        """||f - g||_2 of each image, or the mean of the squares: (B, 100) -> (B,)."""
         if self.config.norm == "l2":
-            return norms(x - other, 2)
-        return (x - other).float().square().flatten(1).mean(1)
+            return norms(features.float() - other.float(), 2)
+        return (features.float() - other.float()).square().mean(1)
 
     def reconstruct(self, images: Tensor, roi: Tensor | None = None) -> Tensor | None:
         self.require_fitted()

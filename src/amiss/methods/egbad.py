@@ -24,7 +24,7 @@ from amiss.learning.adversarial import (
 )
 from amiss.learning.held_out import HeldOut
 from amiss.learning.normals import Normals
-from amiss.learning.settling import settle, some_batches
+from amiss.learning.settling import batch_count, settle, some_batches
 from amiss.learning.trained import (
     GenerativeConfig,
     Pair,
@@ -224,9 +224,11 @@ class EGBAD(Detector):
         def images() -> Iterator[Tensor]:
             return (cfg.prepared(b) for b in some_batches(data, cfg.batch_size, run.seed))
 
-        settle(networks.maker, settling_codes(networks.maker, data, cfg.batch_size, run))
-        settle(networks.encoder, ((x,) for x in images()))
-        settle(networks.critic, ((x, networks.encoder(x)) for x in images()))
+        count = batch_count(data, cfg.batch_size)
+        codes = settling_codes(networks.maker, data, cfg.batch_size, run)
+        settle(networks.maker, codes, count, run)
+        settle(networks.encoder, ((x,) for x in images()), count, run)
+        settle(networks.critic, ((x, networks.encoder(x)) for x in images()), count, run)
 
     def _step(self, loop: Loop, batch: ImageBatch, data: TrainingImages) -> dict[str, Tensor]:
         """D on the batch; then G and E, each against the new D, on another draw of images."""

@@ -23,7 +23,8 @@ from amiss.learning.adversarial import (
 )
 from amiss.learning.held_out import HeldOut
 from amiss.learning.normals import Normals
-from amiss.learning.settling import settle, some_batches
+from amiss.learning.reconstruction import flipped
+from amiss.learning.settling import batch_count, settle, some_batches
 from amiss.learning.trained import (
     GenerativeConfig,
     Pair,
@@ -221,12 +222,7 @@ class FAnoGAN(Detector):
 
     def _augmented(self, batch: ImageBatch) -> ImageBatch:
         """Each image, its region with it, mirrored or not by chance, where that is asked for."""
-        images, rois = batch
-        if not self.config.flip:
-            return batch
-        chosen = torch.rand(len(images), 1, 1, device=images.device) < 0.5
-        images = torch.where(chosen[:, None], images.flip(3), images)
-        return ImageBatch(images, None if rois is None else torch.where(chosen, rois.flip(2), rois))
+        return flipped(batch, "horizontal" if self.config.flip else "none")
 
     def _train_encoder(self, data: TrainingImages, run: Run) -> History:
         """Stage 2: E learns, G and D stay as they are and let gradients through."""
@@ -257,7 +253,8 @@ class FAnoGAN(Detector):
         )  # fmt: skip
         networks.maker.cpu()
         networks.critic.cpu()
-        settle(networks.encoder, self._of_encoder(data, run))
+        count = batch_count(data, cfg.batch_size)
+        settle(networks.encoder, self._of_encoder(data, run), count, run)
         return history
 
     def _of_encoder(self, data: TrainingImages, run: Run) -> Iterator[tuple[Tensor]]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any, ClassVar, NamedTuple
 
 import torch
@@ -17,10 +18,11 @@ from amiss.errors import OptionError, TrainingWarning
 from amiss.learning.held_out import HeldOut
 from amiss.learning.normals import Normals
 from amiss.learning.reconstruction import (
+    WATCHED,
+    Evenness,
     ReconstructionConfig,
     error_map,
     mean_inside,
-    share_of_entropy,
     train_reconstructor,
 )
 from amiss.learning.settling import some_batches
@@ -28,7 +30,7 @@ from amiss.learning.trained import Split, drawn, in_color, job, one_by_one, rest
 from amiss.learning.training_images import ImageBatch, TrainingImages
 from amiss.methods.base import Detector
 from amiss.nn.autoencoder import Decoder, Encoder, SmallAutoencoder, scales
-from amiss.nn.memory_module import SIMILARITIES, BlockMemory, emptied, entropy
+from amiss.nn.memory_module import SIMILARITIES, BlockMemory, emptied, entropy, shrunk
 from amiss.options import Config, option
 from amiss.run import Run, warn
 from amiss.types import Prediction
@@ -41,12 +43,11 @@ class MemAEConfig(ReconstructionConfig):
     """Options of MemAE."""
 
     image_size: tuple[int, int] = option(
-        (32, 32), "height and width of the networks' input, in pixels", low=16, high=256,
-        paper="28x28; 32x32",
-    )  # fmt: skip
+        (32, 32), "height and width of the networks' input, in pixels", low=16, high=256
+    )
     network: str = option(
-        "cifar", "mnist, cifar: the paper's for these sets; or deep: the autoencoder's, for larger "
-        "images", choices=("mnist", "cifar", "deep"), paper="mnist; cifar",
+        "cifar", "mnist, cifar: small ones for images like those; or deep: the autoencoder's, for "
+        "larger images", choices=("mnist", "cifar", "deep"),
     )  # fmt: skip
     width: int = option(32, "channels of the first scale of deep networks", low=2, high=512)
     scales: int = option(4, "how often deep networks halve an image", low=1, high=7)
@@ -201,22 +202,20 @@ class MemAE(Detector):
     def _watched(self, data: TrainingImages, run: Run) -> dict[str, float]:
         """How the memory is read for training images; warns where shrinking would leave nothing."""
         cfg, memory = self.config, self.networks.memory
-        reads, empty, total = [], 0.0, 0
-        for batch in some_batches(data, cfg.batch_size, run.seed):
-            queries = memory.divide(self.networks.code(cfg.prepared(batch)))
-            weights = memory.memory.unshrunk(queries)
+        evenness, empty = Evenness(), 0.0
+        for batch in islice(some_batches(data, cfg.batch_size, run.seed), WATCHED):
+            weights = memory.memory.unshrunk(memory.divide(self.networks.code(cfg.prepared(batch))))
             empty += float(emptied(weights, cfg.shrinkage).sum())
-            total += len(weights)
-            reads.append(memory.memory(queries).weights)
-        share = empty / total
+            evenness.add(shrunk(weights, cfg.shrinkage) if cfg.shrinkage > 0 else weights)
+        share = empty / evenness.count
         if cfg.shrinkage > 0 and share > 0:
             warn(
                 run,
-                f"For {share:.0%} of the queries no weight is above shrinkage={cfg.shrinkage}, so "
+                f"For {share:.1%} of the queries no weight is above shrinkage={cfg.shrinkage}, so "
                 "theirs were not shrunk. Lower shrinkage or temperature, or take similarity=dot.",
                 TrainingWarning,
             )
-        return {"entropy_share": share_of_entropy(reads), "unshrunk_share": round(share, 4)}
+        return {"entropy_share": evenness.share(), "unshrunk_share": round(share, 4)}
 
     # --- scoring ---------------------------------------------------------------------------
 

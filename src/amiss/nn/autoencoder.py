@@ -112,7 +112,8 @@ SMALL = {
     "mnist": (_Layer(3, 2, 16), _Layer(3, 2, 32), _Layer(3, 3, 64)),
     "cifar": (_Layer(3, 2, 64), _Layer(3, 2, 128), _Layer(3, 2, 128), _Layer(3, 2, 256)),
 }
-"""MemAE's encoders for MNIST and CIFAR-10, as its ports have them; decoders mirror them."""
+"""Encoders for images like those of MNIST and CIFAR-10, close to MemAE's as they are remembered;
+decoders go back by the same steps, each with as many channels as its step led to."""
 
 
 class SmallAutoencoder(nn.Module):
@@ -133,18 +134,21 @@ class SmallAutoencoder(nn.Module):
             height, width = sizes[-1]
             sizes.append(((height - 1) // layer.stride + 1, (width - 1) // layer.stride + 1))
         up: list[nn.Module] = []
+        before = widths[-1]
         for number in reversed(range(len(layers))):
-            layer, after, wanted = layers[number], widths[number], sizes[number]
+            layer, wanted = layers[number], sizes[number]
+            is_last = number == 0
+            after = channels if is_last else layer.channels
             rest = [
                 w - ((s - 1) * layer.stride + layer.kernel - 2)
                 for w, s in zip(wanted, sizes[number + 1], strict=True)
             ]
-            is_last = number == 0
             conv_up = nn.ConvTranspose2d(
-                widths[number + 1], after, layer.kernel, layer.stride, padding=1,
+                before, after, layer.kernel, layer.stride, padding=1,
                 output_padding=(rest[0], rest[1]), bias=is_last,
             )  # fmt: skip
             up += [conv_up, nn.Tanh()] if is_last else _convolved(0, after, conv_up)
+            before = after
         self.encoder, self.decoder = nn.Sequential(*down), nn.Sequential(*up)
         self.shape = (widths[-1], *sizes[-1])
 

@@ -12,7 +12,6 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from amiss.errors import OptionError
 
@@ -32,8 +31,7 @@ class Memory(nn.Module):
 
     `w_i = softmax_i(s(q, m_i) / temperature)`, s the cosine of the angle between query and item, or
     their dot product. With `shrinkage` l > 0, weights of l or less become 0 and the others share 1
-    among them: `max(w_i - l, 0) w_i / (|w_i - l| + 1e-12)`, divided by the sum. Where no weight is
-    above l, all stay as they were.
+    among them (`shrunk`). Where no weight is above l, all stay as they were.
 
     Args:
         items: N.
@@ -68,19 +66,25 @@ class Memory(nn.Module):
 
     def unshrunk(self, queries: Tensor) -> Tensor:
         """The weights before any is shrunk."""
-        items = F.normalize(self.items) if self.similarity == "cosine" else self.items
-        likeness = queries @ items.T
-        if self.similarity == "cosine":
-            # Of the product instead of the queries, which are the larger by far.
-            likeness = likeness / queries.norm(dim=1, keepdim=True).clamp_min(_LEAST)
-        return (likeness / self.temperature).softmax(1)
+        # In float32 whatever the precision: a temperature divides what was rounded as well.
+        with torch.autocast(queries.device.type, enabled=False):
+            queries, items = queries.float(), self.items.float()
+            likeness = queries @ items.T
+            if self.similarity == "cosine":
+                # Of the product, not of queries and items: neither is copied.
+                lengths = queries.norm(dim=1)[:, None] * items.norm(dim=1)
+                likeness = likeness / lengths.clamp_min(_LEAST)
+            return (likeness / self.temperature).softmax(1)
 
 
 def shrunk(weights: Tensor, limit: float) -> Tensor:
-    """weights (K, N) without those of `limit` or less, of sum 1 again; where none is above it, as
-    they were. Gong et al., equations 5 and 6."""
-    over = weights - limit
-    kept = over.clamp_min(0) * weights / (over.abs() + _LEAST)
+    """weights (K, N) without those of `limit` l or less, of sum 1 again; where none is above it, as
+    they were.
+
+    Gong et al., equations 5 and 6, `max(w - l, 0) w / (|w - l| + 1e-12)`, but for the 1e-12: it
+    moves no weight by more than a rounding, and makes the slope just above l a million times 1.
+    """
+    kept = torch.where(weights > limit, weights, 0.0)
     total = kept.sum(1, keepdim=True)
     return torch.where(total > 0, kept / total.clamp_min(_LEAST), weights)
 
