@@ -221,5 +221,37 @@ def test_a_method_conforms(method: str, name: str, scene: Scene) -> None:
     CHECKS[name](subject, scene)
 
 
+# Other forms of a method, against what scores, maps and files have to hold.
+VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
+    "autoencoder-ssim": ("autoencoder", {**TINY_AUTOENCODER, "skip": True, "loss": "ssim"}),
+    "memae-cifar": (
+        "memae",
+        {"image_size": (32, 48), "epochs": 40, "batch_size": 4, "learning_rate": 3e-3,
+         "network": "cifar", "items": 12, "query": "position", "similarity": "dot"},
+    ),
+    "daad-plus": ("daad", {**QUICK["daad"], **PLUS, "norm": "mse"}),
+}  # fmt: skip
+OF_VARIANTS = (
+    "the_same_seed_gives_the_same_bytes",
+    "shapes_are_as_declared",
+    "any_image_has_finite_scores",
+    "scores_do_not_depend_on_batch_mates",
+    "a_planted_defect_scores_above_its_clean_twin",
+    "the_peak_of_the_map_lies_in_the_defect",
+    "a_roi_of_everything_changes_nothing",
+    "the_map_is_zero_outside_the_roi",
+    "what_lies_outside_the_roi_is_not_learned",
+    "a_fresh_process_scores_bit_for_bit_alike",
+    "an_export_agrees_or_the_reason_is_given",
+)
+
+
+@pytest.mark.parametrize("name", OF_VARIANTS)
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_other_forms_conform(variant: str, name: str, scene: Scene) -> None:
+    method, options = VARIANTS[variant]
+    CHECKS[name](Subject(method, METHODS[method], options, {}), scene)
+
+
 def test_no_entry_is_left_over_in_the_tables() -> None:
-    assert set(QUICK) | set(KNOBS) <= set(METHODS)
+    assert set(QUICK) | set(KNOBS) <= set(METHODS) and set(OF_VARIANTS) <= set(CHECKS)
