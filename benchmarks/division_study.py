@@ -1,20 +1,22 @@
 """DAAD's study of its division, made again: how fine blocks may be, and how many items they need.
 
     python benchmarks/division_study.py --data SET [--rates 1 2 4 8 16 32] [--items 500]
+        [--temperatures 1]
         [--set NAME=VALUE ...] [--seeds 0 ...] [--precision P] [--threads N]
         [--figure FILE.png] [--output FILE]
 
 For each rate r, DAAD with `division=r,r,1` learns the same images, and so for each number in
---items where there are several (with one rate). Figures: image AUROC over all test images, and the
-gap: the mean reconstruction error of anomalous test images over that of normal ones, less 1. The
-picture shows one normal image and one of each kind of anomaly, the first by name, as each
-detector makes them again. Every fit is a process of its own.
+--items and --temperatures where there are several (of the others one). Figures: image AUROC over
+all test images, and the gap: the mean reconstruction error of anomalous test images over that of
+normal ones, less 1. The picture shows one normal image and one of each kind of anomaly, the first
+by name, as each detector makes them again. Every fit is a process of its own.
 """
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
+import itertools
 import sys
 import tempfile
 import time
@@ -41,6 +43,7 @@ def main() -> None:
     parser.add_argument("--data", required=True)
     parser.add_argument("--rates", type=int, nargs="+", default=[1, 2, 4, 8, 16, 32])
     parser.add_argument("--items", type=int, nargs="+", default=[500])
+    parser.add_argument("--temperatures", type=float, nargs="+", default=[1.0])
     parser.add_argument("--set", nargs="*", default=[], help="options for all, as name=value")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--precision", default="32-true")
@@ -55,24 +58,27 @@ def main() -> None:
     }  # fmt: skip
     strips = []
     with tempfile.TemporaryDirectory() as folder:
-        for items in options.items:
-            for rate in options.rates:
-                for seed in options.seeds:
-                    strip = str(Path(folder, f"{items}-{rate}-{seed}.npy"))
-                    task = {"data": options.data, "rate": rate, "items": items, "seed": seed,
-                            "set": options.set, "precision": options.precision,
-                            "strip": strip}  # fmt: skip
-                    found = child(sys.executable, __file__, task, options.threads)
-                    report["runs"].append(found)
-                    print(f"r {rate:>2}  N {items:>4}  seed {seed}  AUROC "
-                          f"{found['image_auroc']:.3f}  gap {found['gap']:+.2f}  error of normal "
-                          f"images {found['normal_error']:.4f}  {found['fit_seconds']:.0f} s",
-                          flush=True)  # fmt: skip
-                    if seed == options.seeds[0]:
-                        name = f"r = {rate}" if len(options.items) == 1 else f"N = {items}"
-                        strips.append((name, found, np.load(strip)))
-                    if options.output:
-                        write_json(options.output, report)
+        wanted = itertools.product(
+            options.items, options.temperatures, options.rates, options.seeds
+        )
+        for items, temperature, rate, seed in wanted:
+            strip = str(Path(folder, f"{items}-{temperature}-{rate}-{seed}.npy"))
+            task = {"data": options.data, "rate": rate, "items": items, "seed": seed,
+                    "temperature": temperature, "set": options.set,
+                    "precision": options.precision, "strip": strip}  # fmt: skip
+            found = child(sys.executable, __file__, task, options.threads)
+            report["runs"].append(found)
+            print(f"r {rate:>2}  N {items:>4}  T {temperature:<5g} seed {seed}  AUROC "
+                  f"{found['image_auroc']:.3f}  gap {found['gap']:+.2f}  error of normal "
+                  f"images {found['normal_error']:.4f}  entropy {found['entropy_shares']}  "
+                  f"{found['fit_seconds']:.0f} s", flush=True)  # fmt: skip
+            if seed == options.seeds[0]:
+                name = f"r = {rate}"
+                if len(options.items) > 1 or len(options.temperatures) > 1:
+                    name = f"N = {items}" if len(options.items) > 1 else f"T = {temperature:g}"
+                strips.append((name, found, np.load(strip)))
+            if options.output:
+                write_json(options.output, report)
         if options.figure:
             picture(strips).save(options.figure)
 
@@ -89,7 +95,8 @@ def fit(task: dict[str, Any]) -> dict[str, Any]:
     fields = {field.name: field for field in dataclasses.fields(amiss.DAAD.config_type)}
     given = dict(pair.split("=", 1) for pair in task["set"])
     settings = GIVEN | {name: typed(value, fields[name]) for name, value in given.items()}
-    settings |= {"division": (task["rate"], task["rate"], 1), "items": task["items"]}
+    settings |= {"division": (task["rate"], task["rate"], 1), "items": task["items"],
+                 "temperature": task["temperature"]}  # fmt: skip
     dataset = index(task["data"])
     started = time.perf_counter()
     run = amiss.Run(seed=task["seed"], precision=task["precision"])
@@ -103,7 +110,8 @@ def fit(task: dict[str, Any]) -> dict[str, Any]:
     }  # fmt: skip
     np.save(task["strip"], remade(detector, dataset))
     return {
-        "rate": task["rate"], "items": task["items"], "seed": task["seed"],
+        "rate": task["rate"], "items": task["items"],
+        "temperature": task["temperature"], "seed": task["seed"],
         "settings": {k: list(v) if isinstance(v, tuple) else v for k, v in settings.items()},
         **report.metrics,
         "gap": errors[ANOMALOUS] / errors[NORMAL] - 1,

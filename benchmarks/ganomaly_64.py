@@ -7,9 +7,9 @@
 FOLDER has the layout of MVTec AD; both sides read a copy of it at 64 x 64 px. GANomaly has
 as many epochs on every side, batches of 32 and the options of its defaults else; f-AnoGAN
 has 300 of both its stages, so that its generator moves at all, and an eighth of the width.
-anomalib runs as documented: Folder, Engine.fit, Engine.test, ImageNet statistics, its own AUROC; it is not let
-validate, which would be on the test set. Training seconds are those of the fit; ours hold the
-scores of the held-out images as well.
+anomalib runs as documented: Folder, Engine.fit, Engine.test, ImageNet statistics, its own AUROC; it
+is not let validate, which would be on the test set. Training seconds are those of the fit; ours
+hold the scores of the held-out images as well.
 """
 
 from __future__ import annotations
