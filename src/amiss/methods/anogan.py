@@ -79,7 +79,7 @@ class AnoGANConfig(GenerativeConfig):
         500, "Gamma: steps of the search for an image", low=1, high=100_000, paper="500"
     )
     search_rate: float = option(
-        0.03, "of the search's Adam: a tenth of it after two fifths of the steps, a twentieth "
+        0.01, "of the search's Adam: a tenth of it after two fifths of the steps, a twentieth "
         "after three", low=1e-6, high=10,
     )  # fmt: skip
     restarts: int = option(1, "searches from other codes; the best counts", low=1, high=100)
