@@ -40,12 +40,34 @@ def sample(
     fanogan."""
     from amiss.data.grid import grid
     from amiss.data.images import write_png
-    from amiss.data.tree import IMAGE_SUFFIXES
     from amiss.runtime import load_detector
     from amiss.threads import set_threads
 
     set_threads(threads)
     output = output.resolve()  # "." has no name, and a link is not what it leads to
+    is_sheet = output.suffix.lower() == ".png"
+    _require_sense(output, count, columns)
+    made = load_detector(detector)
+    if is_sheet:
+        found = made.sample(count, seed=seed)
+        write_png(grid(found, columns=columns), output)
+    else:
+        with _appearing(output) as folder:
+            for start in range(0, count, _AT_ONCE):
+                found = made.sample(min(_AT_ONCE, count - start), seed=seed, start=start)
+                for number, picture in enumerate(found, start):
+                    write_png(picture, folder / f"{number:0{len(str(count - 1))}}.png")
+    _, height, width, _ = found.shape
+    if json:
+        print_json({"path": str(output), "count": count, "height": height, "width": width})
+    else:
+        print(f"{output}: {count} images of {height} x {width} px, seed {seed}")
+
+
+def _require_sense(output: Path, count: int, columns: int | None) -> None:
+    """Raise OptionError, before any work, for what does not go together."""
+    from amiss.data.tree import IMAGE_SUFFIXES
+
     is_sheet = output.suffix.lower() == ".png"
     if not is_sheet and output.suffix.lower() in IMAGE_SUFFIXES:
         raise OptionError(f"{output}: a sheet is a PNG.", hint="Name a .png file, or a folder.")
@@ -65,21 +87,6 @@ def sample(
         raise OptionError(
             f"{output} is no empty folder.", hint="Name a new folder, or a .png for all in one."
         )
-    made = load_detector(detector)
-    if is_sheet:
-        found = made.sample(count, seed=seed)
-        write_png(grid(found, columns=columns), output)
-    else:
-        with _appearing(output) as folder:
-            for start in range(0, count, _AT_ONCE):
-                found = made.sample(min(_AT_ONCE, count - start), seed=seed, start=start)
-                for number, picture in enumerate(found, start):
-                    write_png(picture, folder / f"{number:0{len(str(count - 1))}}.png")
-    _, height, width, _ = found.shape
-    if json:
-        print_json({"path": str(output), "count": count, "height": height, "width": width})
-    else:
-        print(f"{output}: {count} images of {height} x {width} px, seed {seed}")
 
 
 @contextmanager

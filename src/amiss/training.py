@@ -169,32 +169,25 @@ def train(  # noqa: PLR0913 - what learns, on what, how long, and the job
     batch_size = min(batch_size, n)
     _require_shares(batch_size, size, n)
     total = steps_of(n, epochs, batch_size)
-    per_epoch = total // epochs
     for player in players.values():
         player.network.train()
     loop = Loop(_fabric(run), players)
-    machine = {"device": run.device, "precision": run.precision, "processes": size}
-    partial = Partial(run.partial, job | machine | data.reading(), list(data.records), run.say)
-    log = TrainingLog(run, per_epoch, epochs)
+    what = job | data.reading() | {"device": run.device, "precision": run.precision,
+                                   "processes": size}  # fmt: skip
+    log = TrainingLog(run, total // epochs, epochs)
+    partial = Partial(run.partial, what, list(data.records), run.say)
     checkpoints = Checkpoints(players, log, partial)
     loop.step = checkpoints.resume()
     if loop.step:
         run.say(f"going on after step {loop.step} of {total}")
     started, first, saved = time.perf_counter(), loop.step, time.perf_counter()
-    peak = 0.0
+    gauge = _Gauge(loop, run, stage)
     with torch.random.fork_rng(devices=[]), _Interruption() as interruption:
         while loop.step < total:
             batch = _places(n, run.seed, loop.step, batch_size)
             torch.manual_seed(_seed_of(run.seed, loop.step, rank))
             given = loop.fabric.to_device(data.at(batch[rank::size]))
-            if run.device == "cpu" and loop.moved != players.keys():
-                # Not the first step alone: a generator may wait for its turn.
-                losses, found = _measured(step, loop, given, run, stage)
-                peak = max(peak, found)
-                if loop.moved == players.keys():
-                    run.say(f"memory: about {round(peak)} MiB at the peak of the {stage}")
-            else:
-                losses = step(loop, given)
+            losses = gauge.take(step, given)
             loop.step += 1
             checkpoints.take_in(losses, loop.step)
             log.tell(loop.step)
@@ -215,16 +208,32 @@ def train(  # noqa: PLR0913 - what learns, on what, how long, and the job
     return History(log.epochs, loop.step, round(seconds, 3), round(pace, 2))
 
 
-def _measured(
-    step: Callable[[Loop, Given], Losses], loop: Loop, given: Given, run: Run, stage: str
-) -> tuple[Losses, float]:
-    """A step that is stopped where it takes too much memory; and what it took, in MiB."""
-    optimizers = [player.optimizer for player in loop.players.values()]
-    with StepMemory(run, stage, optimizers) as memory:
-        loop.memory = memory
-        losses = step(loop, given)
-        loop.memory = None
-    return losses, memory.peak_mib
+class _Gauge:
+    """Takes steps, and measures the memory of the first ones on a CPU: until every player has
+    learned something, for a generator may wait for its turn."""
+
+    def __init__(self, loop: Loop, run: Run, stage: str) -> None:
+        self.loop, self.run, self.stage = loop, run, stage
+        self.is_done = run.device != "cpu"
+        self.peak_mib = 0.0
+
+    def take(self, step: Callable[[Loop, Given], Losses], given: Given) -> Losses:
+        """One step; raises MemoryLimitError where it takes more than is granted."""
+        loop = self.loop
+        if self.is_done:
+            return step(loop, given)
+        optimizers = [player.optimizer for player in loop.players.values()]
+        with StepMemory(self.run, self.stage, optimizers) as memory:
+            loop.memory = memory
+            losses = step(loop, given)
+            loop.memory = None
+        self.peak_mib = max(self.peak_mib, memory.peak_mib)
+        self.is_done = loop.moved == loop.players.keys()
+        if self.is_done:
+            self.run.say(
+                f"memory: about {round(self.peak_mib)} MiB at the peak of the {self.stage}"
+            )
+        return losses
 
 
 def _require_shares(batch_size: int, size: int, n: int) -> None:

@@ -107,7 +107,9 @@ def test_two_processes_end_with_the_same_networks(normals: Path, tmp_path: Path)
     """Batch norms too, each of which has seen half of the images."""
     in_two_processes("-W", "ignore", "-c", FIT, normals, tmp_path / "networks")
     for method in ("fanogan", "egbad", "daad"):
-        one, other = (torch.load(tmp_path / f"networks{method}{rank}") for rank in range(2))
+        one, other = (
+            torch.load(tmp_path / f"networks{method}{rank}", weights_only=True) for rank in range(2)
+        )
         pictures = {name for name in one if name.endswith(("pictures", "taken_at"))}
         assert one.keys() == other.keys()
         for name in one.keys() - pictures:
