@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import io
 import json
 import os
@@ -73,6 +74,9 @@ def test_the_help_of_a_method_lists_every_option(capsys: Capture) -> None:
         assert told.status == 0
         for name in vars(method_class(method).config_type()):
             assert f"--{name.replace('_', '-')}" in told.out
+        for field in dataclasses.fields(method_class(method).config_type):
+            choices = field.metadata["choices"]
+            assert not choices or "|".join(choices) in "".join(told.out.split())
 
 
 def test_the_help_of_fit_names_the_methods(capsys: Capture) -> None:

@@ -22,7 +22,11 @@ def flag(field: Any, hint: Any) -> inspect.Parameter:
             ("x" if field.name == "image_size" else ",").join(map(str, default)),
         )
     text = meta["text"] + (f" (paper: {meta['paper']})" if meta["paper"] else "")
-    annotation = Annotated[kind, typer.Option(help=text, rich_help_panel="Options of the method")]
+    allowed = "|".join(meta["choices"]) if meta["choices"] else None
+    annotation = Annotated[
+        kind,
+        typer.Option(help=text, metavar=allowed, rich_help_panel="Options of the method"),
+    ]
     return inspect.Parameter(
         field.name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation
     )
