@@ -54,6 +54,7 @@ class Encoder(nn.Module):
             )
             for a, b in pairwise(widths)
         )
+        self.to(memory_format=torch.channels_last)
 
     def forward(self, images: Tensor) -> list[Tensor]:
         found = []
@@ -88,6 +89,7 @@ class Decoder(nn.Module):
             deep = after
         self.stages = nn.ModuleList(stages)
         self.last = nn.Conv2d(deep, channels, 3, padding=1)
+        self.to(memory_format=torch.channels_last)
 
     def forward(self, maps: list[Tensor]) -> Tensor:
         *others, x = maps
@@ -151,6 +153,7 @@ class SmallAutoencoder(nn.Module):
             before = after
         self.encoder, self.decoder = nn.Sequential(*down), nn.Sequential(*up)
         self.shape = (widths[-1], *sizes[-1])
+        self.to(memory_format=torch.channels_last)
 
 
 def _convolved(

@@ -156,7 +156,8 @@ class BlockMemory(nn.Module):
         return parts.permute(0, 3, 5, 1, 2, 4, 6).reshape(-1, c * h * w)
 
     def assemble(self, blocks: Tensor) -> Tensor:
-        """The reverse of `divide`."""
+        """The reverse of `divide`, in the order that convolutions want."""
         (rows, columns, groups), (c, h, w) = self.rates, self.block
         parts = blocks.reshape(-1, rows, columns, groups, c, h, w)
-        return parts.permute(0, 3, 4, 1, 5, 2, 6).reshape(-1, groups * c, rows * h, columns * w)
+        last = parts.permute(0, 1, 5, 2, 6, 3, 4).reshape(-1, rows * h, columns * w, groups * c)
+        return last.permute(0, 3, 1, 2)
