@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 from amiss.data.index import Dataset
 from amiss.data.protocols import PROTOCOLS
 from amiss.runtime import Fitted
@@ -24,10 +21,8 @@ def caveats(dataset: Dataset, detector: Fitted) -> list[str]:
     """What the data of the fit, and how it went, make of figures on these images."""
     fitted = detector.training_facts
     found = []
-    learned_as, judged_as = (
-        _normal(fitted),
-        _normal({"name": dataset.name, "layout": dataset.layout}),
-    )
+    learned_as = _normal(fitted.get("layout"), str(fitted.get("name")))
+    judged_as = _normal(dataset.layout, dataset.name)
     if None not in (learned_as, judged_as) and learned_as != judged_as:
         found.append(
             f"The detector was fitted on {fitted['name']}, and judged on {dataset.name}: what was "
@@ -43,11 +38,10 @@ def caveats(dataset: Dataset, detector: Fitted) -> list[str]:
     return found
 
 
-def _normal(facts: Mapping[str, Any]) -> tuple[bool, str] | None:
+def _normal(layout: str | None, name: str) -> tuple[bool, str] | None:
     """Which class of a protocol is apart from the others, and whether it is the anomalous one; None
     where a set goes by no protocol."""
-    layout = facts.get("layout")
     if layout not in PROTOCOLS:
         return None
-    label = str(facts["name"]).rpartition(f" {layout} ")[2].partition(" ")[0]
+    label = name.rpartition(f" {layout} ")[2].partition(" ")[0]
     return layout == "leave_one_out", label

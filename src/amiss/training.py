@@ -74,6 +74,7 @@ class Loop:
         self.memory: StepMemory | None = None  # of the step that it is measured in
         self.moved: set[str] = set()  # players that have learned something in this process
         for name, player in players.items():
+            player.network.train()
             self.networks[name], self._optimizers[name] = fabric.setup(
                 player.network, player.optimizer
             )
@@ -166,11 +167,8 @@ def train(  # noqa: PLR0913 - what learns, on what, how long, and the job
     """
     rank, size = rank_and_size()
     n = len(data)
-    batch_size = min(batch_size, n)
-    _require_shares(batch_size, size, n)
+    batch_size = _shared(min(batch_size, n), size, n)
     total = steps_of(n, epochs, batch_size)
-    for player in players.values():
-        player.network.train()
     loop = Loop(_fabric(run), players)
     what = job | data.reading() | {"device": run.device, "precision": run.precision,
                                    "processes": size}  # fmt: skip
@@ -180,7 +178,7 @@ def train(  # noqa: PLR0913 - what learns, on what, how long, and the job
     loop.step = checkpoints.resume()
     if loop.step:
         run.say(f"going on after step {loop.step} of {total}")
-    started, first, saved = time.perf_counter(), loop.step, time.perf_counter()
+    first, saved = loop.step, time.perf_counter()
     gauge = _Gauge(loop, run, stage)
     with torch.random.fork_rng(devices=[]), _Interruption() as interruption:
         while loop.step < total:
@@ -203,9 +201,13 @@ def train(  # noqa: PLR0913 - what learns, on what, how long, and the job
                 raise KeyboardInterrupt
     for player in players.values():
         player.network.cpu().eval()
-    seconds = log.seconds_before + time.perf_counter() - started
-    pace = loop.step * batch_size / max(seconds, 1e-9)
-    return History(log.epochs, loop.step, round(seconds, 3), round(pace, 2))
+    return _history(log, loop.step, batch_size)
+
+
+def _history(log: TrainingLog, steps: int, batch_size: int) -> History:
+    seconds = log.seconds()
+    pace = steps * batch_size / max(seconds, 1e-9)
+    return History(log.epochs, steps, round(seconds, 3), round(pace, 2))
 
 
 class _Gauge:
@@ -236,12 +238,14 @@ class _Gauge:
         return losses
 
 
-def _require_shares(batch_size: int, size: int, n: int) -> None:
+def _shared(batch_size: int, size: int, n: int) -> int:
+    """The batch size, where each of `size` processes gets its share of it."""
     if size > 1 and (batch_size % size or batch_size < 2 * size):
         raise OptionError(
             f"A batch of {batch_size} images cannot be shared by {size} processes.",
             hint=f"Choose a multiple of {size}, two images for each, and at most {n}.",
         )
+    return batch_size
 
 
 class _Interruption:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from amiss.errors import TrainingWarning
-from amiss.learning.settling import batch_count, settle, some_batches
+from amiss.learning.settling import batch_count, settle, settle_on_images
 from amiss.learning.training_images import ImageBatch, TrainingImages
 from amiss.nn.losses import discriminator_loss, generator_loss, gradient_penalty
 from amiss.nn.roi import inside
@@ -219,11 +219,8 @@ class Duel:
             players, self.data, pictured, epochs=self.epochs, batch_size=self.batch_size,
             run=run, job=job, stage=stage,
         )  # fmt: skip
-        count = batch_count(self.data, self.batch_size)
-        codes = settling_codes(self.maker, self.data, self.batch_size, run)
-        settle(self.maker, codes, count, run)
-        images = some_batches(self.data, self.batch_size, run.seed)
-        settle(self.critic, ((self.prepare(batch),) for batch in images), count, run)
+        settle_on_codes(self.maker, self.data, self.batch_size, run)
+        settle_on_images(self.critic, self.data, self.prepare, self.batch_size, run)
         return history
 
 
@@ -234,6 +231,12 @@ def settling_codes(
     size = min(batch_size, len(data))
     for number in range(batch_count(data, batch_size)):
         yield (maker.draw(size, seed=run.seed, start=number * size),)
+
+
+def settle_on_codes(maker: Maker, data: TrainingImages, batch_size: int, run: Run) -> None:
+    """`settle` a generator that learned from `data`."""
+    codes = settling_codes(maker, data, batch_size, run)
+    settle(maker, codes, batch_count(data, batch_size), run)
 
 
 @dataclass(frozen=True)
@@ -306,8 +309,7 @@ class Wasserstein:
             return reported
 
         optimizers = (self._optimizer(duel.maker), self._optimizer(duel.critic))
-        moves = sum(map(self.is_makers_turn, range(duel.steps)))
-        return duel.train(optimizers, step, moves, run, job, stage)
+        return duel.train(optimizers, step, self._turns_in(duel.steps), run, job, stage)
 
     def _critic_step(
         self, loop: Loop, duel: Duel, x: Tensor, rois: Tensor | None
@@ -336,10 +338,13 @@ class Wasserstein:
 
     def is_makers_turn(self, step: int) -> bool:
         """Whether the generator moves after the critic's step of this number, from 0."""
+        return self._turns_in(step + 1) > self._turns_in(step)
+
+    def _turns_in(self, steps: int) -> int:
+        """How often the generator moves in so many steps of the critic."""
         if not self.warm:
-            return (step + 1) % self.n_critic == 0
-        turns = bisect.bisect_left(range(step + 2), step + 1, key=self._steps_until)
-        return self._steps_until(turns) == step + 1
+            return steps // self.n_critic
+        return bisect.bisect_right(range(1, steps + 1), steps, key=self._steps_until)
 
     def _steps_until(self, turns: int) -> int:
         """Steps of the critic until the generator has had so many turns: 100 for each of the first

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from amiss.learning.adversarial import adam
-from amiss.learning.settling import batch_count, settle, some_batches
+from amiss.learning.settling import settle_on_images
 from amiss.learning.trained import TrainedConfig
 from amiss.learning.training_images import ImageBatch, TrainingImages
 from amiss.nn.memory_module import entropy
@@ -84,17 +84,8 @@ def train_reconstructor(
         {"network": player}, data, step, epochs=config.epochs, batch_size=config.batch_size,
         run=run, job=job,
     )  # fmt: skip
-    settle_on_images(network, config, data, run)
+    settle_on_images(network, data, config.prepared, config.batch_size, run)
     return history
-
-
-def settle_on_images(
-    network: nn.Module, config: ReconstructionConfig, data: TrainingImages, run: Run
-) -> None:
-    """Batch norms of a network that takes in images, by the training images."""
-    batches = some_batches(data, config.batch_size, run.seed)
-    inputs = ((config.prepared(batch),) for batch in batches)
-    settle(network, inputs, batch_count(data, config.batch_size), run)
 
 
 def error_map(x: Tensor, made: Tensor, roi: Tensor | None) -> Tensor:

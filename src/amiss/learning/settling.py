@@ -7,7 +7,7 @@ has the statistics of what it learned to take in.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 import numpy as np
 import torch
@@ -31,6 +31,16 @@ def some_batches(data: TrainingImages, batch_size: int, seed: int) -> Iterator[I
     numbers = np.random.default_rng(seed).permutation(len(data))
     for number in range(batch_count(data, batch_size)):
         yield data.at(np.sort(numbers[number * size : (number + 1) * size]))
+
+
+def settle_on_images(
+    network: nn.Module, data: TrainingImages, prepare: Callable[[ImageBatch], Tensor],
+    batch_size: int, run: Run,
+) -> None:  # fmt: skip
+    """`settle` a network that takes in images, on training images as `prepare` makes them ready."""
+    images = some_batches(data, batch_size, run.seed)
+    inputs = ((prepare(batch),) for batch in images)
+    settle(network, inputs, batch_count(data, batch_size), run)
 
 
 @torch.no_grad()

@@ -30,7 +30,7 @@ class TrainingLog:
         self.epochs: dict[str, list[float]] = {}
         self.sums: dict[str, float] = {}
         self._started, self._is_foretold = time.perf_counter(), False
-        self.seconds_before = 0.0  # of the stretches before an interruption
+        self._seconds_before = 0.0  # of the stretches before an interruption
         self._writer: Any = None
         if run.log is not None and rank_and_size()[0] == 0:
             with naming_extra("A log for TensorBoard", "tensorboard"):
@@ -48,6 +48,10 @@ class TrainingLog:
             odd = odd or (None if math.isfinite(found) else name)
             self.sums[name] = self.sums.get(name, 0.0) + found
         return odd
+
+    def seconds(self) -> float:
+        """Of all stretches of the training so far."""
+        return self._seconds_before + time.perf_counter() - self._started
 
     def foretell(self, done: int, left: int, stage: str) -> None:
         """Once, when the pace is known: how long it will take, where that is longer than most would
@@ -85,8 +89,7 @@ class TrainingLog:
         """What a training that goes on has to know of the losses so far."""
         epochs = {f"epochs|{name}": means for name, means in self.epochs.items()}
         sums = {f"sums|{name}": total for name, total in self.sums.items()}
-        seconds = {"seconds": self.seconds_before + time.perf_counter() - self._started}
-        kept = epochs | sums | seconds
+        kept = epochs | sums | {"seconds": self.seconds()}
         return {k: torch.tensor(v, dtype=torch.float64) for k, v in kept.items()}
 
     def restore(self, kept: Mapping[str, Tensor]) -> None:
@@ -98,4 +101,4 @@ class TrainingLog:
             elif kind == "sums":
                 self.sums[name] = float(value)
             elif kind == "seconds":
-                self.seconds_before = float(value)
+                self._seconds_before = float(value)

@@ -25,10 +25,9 @@ from amiss.learning.reconstruction import (
     error_map,
     flipped,
     mean_inside,
-    settle_on_images,
     train_reconstructor,
 )
-from amiss.learning.settling import some_batches
+from amiss.learning.settling import settle_on_images, some_batches
 from amiss.learning.trained import Split, drawn, in_color, job, one_by_one, restored, stored
 from amiss.learning.training_images import ImageBatch, TrainingImages
 from amiss.methods.base import Detector
@@ -246,7 +245,7 @@ class DAAD(Detector):
             players, data, step, epochs=cfg.epochs, batch_size=cfg.batch_size, run=run, job=what
         )
         for network in learning.values():
-            settle_on_images(network, cfg, data, run)
+            settle_on_images(network, data, cfg.prepared, cfg.batch_size, run)
         return history
 
     @torch.no_grad()

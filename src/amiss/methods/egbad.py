@@ -6,7 +6,7 @@ arXiv 1802.06222.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, cast
 
@@ -19,12 +19,12 @@ from amiss.learning.adversarial import (
     Maker,
     adam,
     measured_diversity,
-    settling_codes,
+    settle_on_codes,
     tell_moves,
 )
 from amiss.learning.held_out import HeldOut
 from amiss.learning.normals import Normals
-from amiss.learning.settling import batch_count, settle, some_batches
+from amiss.learning.settling import batch_count, settle, settle_on_images, some_batches
 from amiss.learning.trained import (
     GenerativeConfig,
     Pair,
@@ -220,15 +220,11 @@ class EGBAD(Detector):
     def _settle(self, data: TrainingImages, run: Run) -> None:
         """Batch norms of the running means, the encoder's first: the discriminator sees codes."""
         cfg, networks = self.config, self.networks
-
-        def images() -> Iterator[Tensor]:
-            return (cfg.prepared(b) for b in some_batches(data, cfg.batch_size, run.seed))
-
-        count = batch_count(data, cfg.batch_size)
-        codes = settling_codes(networks.maker, data, cfg.batch_size, run)
-        settle(networks.maker, codes, count, run)
-        settle(networks.encoder, ((x,) for x in images()), count, run)
-        settle(networks.critic, ((x, networks.encoder(x)) for x in images()), count, run)
+        settle_on_codes(networks.maker, data, cfg.batch_size, run)
+        settle_on_images(networks.encoder, data, cfg.prepared, cfg.batch_size, run)
+        images = map(cfg.prepared, some_batches(data, cfg.batch_size, run.seed))
+        pairs = ((x, networks.encoder(x)) for x in images)
+        settle(networks.critic, pairs, batch_count(data, cfg.batch_size), run)
 
     def _step(self, loop: Loop, batch: ImageBatch, data: TrainingImages) -> dict[str, Tensor]:
         """D on the batch; then G and E, each against the new D, on another draw of images."""

@@ -6,7 +6,7 @@ with Generative Adversarial Networks", Medical Image Analysis 54, 2019.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -24,7 +24,7 @@ from amiss.learning.adversarial import (
 from amiss.learning.held_out import HeldOut
 from amiss.learning.normals import Normals
 from amiss.learning.reconstruction import flipped
-from amiss.learning.settling import batch_count, settle, some_batches
+from amiss.learning.settling import batch_count, settle, settle_on_images, some_batches
 from amiss.learning.trained import (
     GenerativeConfig,
     Pair,
@@ -253,21 +253,19 @@ class FAnoGAN(Detector):
         )  # fmt: skip
         networks.maker.cpu()
         networks.critic.cpu()
-        count = batch_count(data, cfg.batch_size)
-        settle(networks.encoder, self._of_encoder(data, run), count, run)
+        self._settle_encoder(data, run)
         return history
 
-    def _of_encoder(self, data: TrainingImages, run: Run) -> Iterator[tuple[Tensor]]:
-        """What the encoder learned from, to settle it on: training images, or made ones."""
-        cfg, maker = self.config, self.networks.maker
-        images = some_batches(data, cfg.batch_size, run.seed)
-        if cfg.encoder_training == "ziz":
-            drawn_codes = settling_codes(maker, data, cfg.batch_size, run)
-            for (codes,), batch in zip(drawn_codes, images, strict=True):
-                yield (inside(maker(codes), batch.rois),)
+    def _settle_encoder(self, data: TrainingImages, run: Run) -> None:
+        """On what the encoder learned from: training images, or made ones."""
+        cfg, encoder, maker = self.config, self.networks.encoder, self.networks.maker
+        if cfg.encoder_training != "ziz":
+            settle_on_images(encoder, data, cfg.prepared, cfg.batch_size, run)
             return
-        for batch in images:
-            yield (cfg.prepared(batch),)
+        codes = settling_codes(maker, data, cfg.batch_size, run)
+        images = some_batches(data, cfg.batch_size, run.seed)
+        made = ((inside(maker(z), batch.rois),) for (z,), batch in zip(codes, images, strict=True))
+        settle(encoder, made, batch_count(data, cfg.batch_size), run)
 
     def _encoder_loss(
         self, encoder: nn.Module, x: Tensor, rois: Tensor | None

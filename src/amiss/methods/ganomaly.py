@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from amiss.learning.adversarial import adam, tell_moves
 from amiss.learning.held_out import HeldOut
 from amiss.learning.normals import Normals
-from amiss.learning.settling import batch_count, settle, some_batches
+from amiss.learning.settling import settle_on_images
 from amiss.learning.trained import (
     Split,
     TrainedConfig,
@@ -199,9 +199,7 @@ class GANomaly(Detector):
             players, data, step, epochs=cfg.epochs, batch_size=cfg.batch_size, run=run,
             job=cfg.as_dict() | {"seed": run.seed},
         )  # fmt: skip
-        images = some_batches(data, cfg.batch_size, run.seed)
-        inputs = ((cfg.prepared(batch),) for batch in images)
-        settle(self.networks, inputs, batch_count(data, cfg.batch_size), run)
+        settle_on_images(self.networks, data, cfg.prepared, cfg.batch_size, run)
         return history.facts()
 
     def _has_won(self, loop: Loop, loss: Tensor) -> bool:
