@@ -15,7 +15,6 @@ by name, as each detector makes them again. Every fit is a process of its own.
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import itertools
 import sys
 import tempfile
@@ -26,8 +25,7 @@ from typing import Any
 import numpy as np
 from machine import answer, child, describe, peak_mib, read_task, versions, write_json
 from PIL import Image, ImageDraw
-
-from methods import typed
+from sets import options_of
 
 GIVEN: dict[str, Any] = {"image_size": (128, 128), "width": 16, "epochs": 100}
 KINDS = 3  # of anomalies, in the picture
@@ -92,9 +90,7 @@ def fit(task: dict[str, Any]) -> dict[str, Any]:
     from amiss.types import ANOMALOUS, NORMAL
 
     torch.set_num_threads(task["threads"])
-    fields = {field.name: field for field in dataclasses.fields(amiss.DAAD.config_type)}
-    given = dict(pair.split("=", 1) for pair in task["set"])
-    settings = GIVEN | {name: typed(value, fields[name]) for name, value in given.items()}
+    settings = GIVEN | options_of(amiss.DAAD.config_type, task["set"])
     settings |= {"division": (task["rate"], task["rate"], 1), "items": task["items"],
                  "temperature": task["temperature"]}  # fmt: skip
     dataset = index(task["data"])
@@ -125,14 +121,13 @@ def remade(detector: Any, dataset: Any) -> Any:
     """(n, 2, H, W, 3): a normal test image and one of each kind, and what is made of them."""
     import torch
 
-    from amiss.data.stream import ImageStream
+    from amiss.runtime import as_runtime, image_stream
 
     chosen: dict[str, Any] = {}
     for record in sorted(dataset.test, key=lambda r: r.path):
         chosen.setdefault("" if record.label == 0 else record.kind or "anomalous", record)
     records = [chosen[kind] for kind in sorted(chosen)[: KINDS + 1]]
-    stream = ImageStream(records, size=detector.image_size, resize=detector.config.resize_mode)
-    (batch,) = stream.batches(len(records))
+    (batch,) = image_stream(as_runtime(detector), records).batches(len(records))
     images = torch.from_numpy(batch.images).permute(0, 3, 1, 2).contiguous()
     with torch.inference_mode():
         made = detector.reconstruct(images)

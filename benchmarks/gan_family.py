@@ -18,12 +18,11 @@ import argparse
 import sys
 import tempfile
 import time
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from machine import answer, child, describe, peak_mib, read_task, versions, write_json
+from sets import drawn
 
 GRAY: dict[str, Any] = {"image_size": (32, 32), "colors": "gray"}
 FANOGAN = {**GRAY, "width": 16, "epochs": 40, "encoder_epochs": 40, "encoder_learning_rate": 5e-4}
@@ -86,14 +85,8 @@ def fit(task: dict[str, Any]) -> dict[str, Any]:
 
     torch.set_num_threads(task["threads"])
     kind, settings = SETTINGS[task["name"]]
-    dataset = index(f"one_class:{task['digit']}:{task['data']}")
-    random = np.random.default_rng(0)
-    kept = set()
-    by_label = {label: [r for r in dataset.test if r.label == label] for label in (0, 1)}
-    for group, count in ((dataset.train, task["train"]), (by_label[0], task["test"] // 2),
-                         (by_label[1], task["test"] // 2)):  # fmt: skip
-        kept |= {group[i].path for i in random.permutation(len(group))[:count]}
-    dataset = replace(dataset, records=tuple(r for r in dataset.records if r.path in kept))
+    whole = index(f"one_class:{task['digit']}:{task['data']}")
+    dataset = drawn(whole, task["train"], task["test"])
     # What is left of a generator's training there, the next encoder goes on from.
     run = amiss.Run(
         precision=task["precision"], say=lambda sentence: print(sentence, file=sys.stderr),

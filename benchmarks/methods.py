@@ -14,7 +14,6 @@ seeds; a method's options here are its defaults, but for those in OPTIONS, which
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import statistics
 import sys
 import tempfile
@@ -24,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from machine import answer, child, describe, peak_mib, read_task, versions, write_json
+from sets import options_of, title
 
 OPTIONS: dict[str, dict[str, Any]] = {"spade": {"num_images": 5}}
 CLASSES = {
@@ -56,9 +56,7 @@ def main() -> None:
     for source in options.data:
         with tempfile.TemporaryDirectory() as folder:
             data = misaligned(Path(source), Path(folder)) if options.misalign else source
-            protocol, _, place = source.rpartition(":")
-            name = f"{protocol}:{Path(place).name}" if protocol else Path(place).name
-            name += " misaligned" if options.misalign else ""
+            name = title(source) + (" misaligned" if options.misalign else "")
             report["sets"][name] = compare(str(data), options)
         print_table(name, report["sets"][name])
     if options.output:
@@ -67,13 +65,12 @@ def main() -> None:
 
 def compare(data: str, options: argparse.Namespace) -> dict[str, Any]:
     """All methods with all seeds on one set."""
-    given = dict(pair.split("=", 1) for pair in options.set)
     found: dict[str, Any] = {}
     for method in options.methods:
         runs = []
         for seed in options.seeds:
             print(f"{method}, seed {seed} ...", file=sys.stderr, flush=True)
-            task = {"data": data, "method": method, "seed": seed, "options": given,
+            task = {"data": data, "method": method, "seed": seed, "set": options.set,
                     "limit": options.limit_train, "precision": options.precision}  # fmt: skip
             runs.append(child(sys.executable, __file__, task, options.threads))
         numbers = [k for k, v in runs[0].items() if isinstance(v, int | float)]
@@ -96,11 +93,7 @@ def fit(task: dict[str, Any]) -> dict[str, Any]:
 
     torch.set_num_threads(task["threads"])
     kind = getattr(amiss, CLASSES[task["method"]])
-    fields = {field.name: field for field in dataclasses.fields(kind.config_type)}
-    options = OPTIONS.get(task["method"], {}) | {
-        name: typed(value, fields[name]) for name, value in task["options"].items()
-        if name in fields
-    }  # fmt: skip
+    options = OPTIONS.get(task["method"], {}) | options_of(kind.config_type, task["set"])
     dataset = index(task["data"])
     if task["limit"]:
         kept = {r.path for r in sorted(dataset.train, key=lambda r: r.path)[: task["limit"]]}
@@ -133,16 +126,6 @@ def fit(task: dict[str, Any]) -> dict[str, Any]:
         "judged": len(report.judged),
         "versions": versions(*PACKAGES),
     }
-
-
-def typed(text: str, field: dataclasses.Field[Any]) -> Any:
-    """An option's text as the type of its field; the parts of a tuple are parted by commas."""
-    kind = str(field.type)
-    if "tuple" in kind:
-        return tuple(type(field.default[0])(part) for part in text.split(","))
-    if "bool" in kind:
-        return {"true": True, "false": False}[text.lower()]
-    return (int if "int" in kind else float if "float" in kind else str)(text)
 
 
 def misaligned(source: Path, target: Path) -> Path:

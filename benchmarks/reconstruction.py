@@ -13,17 +13,13 @@ figures are of all test images that were drawn, thresholds ask for 5 % false ala
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import sys
 import time
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from machine import answer, child, describe, peak_mib, read_task, versions, write_json
-
-from methods import typed
+from sets import drawn, options_of, title
 
 SHARED: dict[str, Any] = {
     "image_size": (64, 64), "width": 16, "scales": 4, "epochs": 100, "batch_size": 8,
@@ -61,8 +57,7 @@ def main() -> None:
         "sets": {},
     }  # fmt: skip
     for source in options.data:
-        protocol, _, place = source.rpartition(":")
-        name = f"{protocol}:{Path(place).name}" if protocol else Path(place).name
+        name = title(source)
         rows = report["sets"].setdefault(name, {})
         for side in options.methods:
             for seed in options.seeds:
@@ -87,11 +82,7 @@ def fit(task: dict[str, Any]) -> dict[str, Any]:
 
     torch.set_num_threads(task["threads"])
     kind, own = SIDES[task["side"]]
-    config = getattr(amiss, kind).config_type
-    fields = {field.name: field for field in dataclasses.fields(config)}
-    given = dict(pair.split("=", 1) for pair in task["set"])
-    changed = {k: typed(v, fields[k]) for k, v in given.items() if k in fields}
-    settings = SHARED | own | changed
+    settings = SHARED | own | options_of(getattr(amiss, kind).config_type, task["set"])
     dataset = drawn(index(task["data"]), *task["limits"])
     began = time.perf_counter()
     run = amiss.Run(seed=task["seed"], precision=task["precision"])
@@ -113,20 +104,6 @@ def fit(task: dict[str, Any]) -> dict[str, Any]:
         "seed": task["seed"],
         "judged": len(report.judged),
     }
-
-
-def drawn(dataset: Any, n_train: int | None, n_test: int | None) -> Any:
-    """So many training images, and test images half of which are anomalous; None for all."""
-    random = np.random.default_rng(0)
-    kept = set()
-    for group, count in (
-        (dataset.train, n_train),
-        *(([r for r in dataset.test if r.label == label], n_test and n_test // 2)
-          for label in (0, 1)),
-    ):  # fmt: skip
-        chosen = group if count is None else [group[i] for i in random.permutation(len(group))]
-        kept |= {record.path for record in chosen[:count]}
-    return replace(dataset, records=tuple(r for r in dataset.records if r.path in kept))
 
 
 if __name__ == "__main__":
