@@ -31,6 +31,7 @@ CLASSES = {
     "uninformed_students": "UninformedStudents", "mkd": "MKD", "dcgan": "DCGAN", "wgan": "WGAN",
     "wgan_gp": "WGANGP", "anogan": "AnoGAN", "egbad": "EGBAD", "ganomaly": "GANomaly",
     "fanogan": "FAnoGAN", "autoencoder": "AutoEncoder", "memae": "MemAE", "daad": "DAAD",
+    "nfad": "NFAD", "bgad": "BGAD",
 }  # fmt: skip
 MAX_DEGREES, MAX_SHIFT = 15.0, 0.05
 PACKAGES = ("amiss", "torch", "numpy", "pillow")

@@ -55,6 +55,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "amiss.cli_fit",
         "amiss.cli_export",
         "amiss.cli_sample",
+        "amiss.cli_synth",
         "amiss.__main__",
     ),
 )
@@ -198,11 +199,13 @@ def test_no_file_has_a_name_that_says_nothing() -> None:
 
 def test_the_public_names_are_exactly_these() -> None:
     assert amiss.__all__ == [
+        "BGAD",
         "DAAD",
         "DCGAN",
         "EGBAD",
         "FYD",
         "MKD",
+        "NFAD",
         "SPADE",
         "WGAN",
         "WGANGP",

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from amiss.frames import predict_frames
     from amiss.methods.anogan import AnoGAN
     from amiss.methods.autoencoder import AutoEncoder
+    from amiss.methods.bgad import BGAD
     from amiss.methods.daad import DAAD
     from amiss.methods.dcgan import DCGAN
     from amiss.methods.egbad import EGBAD
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from amiss.methods.ganomaly import GANomaly
     from amiss.methods.memae import MemAE
     from amiss.methods.mkd import MKD
+    from amiss.methods.nfad import NFAD
     from amiss.methods.padim import PaDiM
     from amiss.methods.patchcore import PatchCore
     from amiss.methods.spade import SPADE
@@ -40,11 +42,13 @@ if TYPE_CHECKING:
     from amiss.types import ImageResult, Prediction, Record
 
 __all__ = [
+    "BGAD",
     "DAAD",
     "DCGAN",
     "EGBAD",
     "FYD",
     "MKD",
+    "NFAD",
     "SPADE",
     "WGAN",
     "WGANGP",
@@ -70,6 +74,7 @@ __all__ = [
 ]
 
 _PLACES = {
+    "BGAD": "amiss.methods.bgad",
     "DAAD": "amiss.methods.daad",
     "DCGAN": "amiss.methods.dcgan",
     "EGBAD": "amiss.methods.egbad",
@@ -83,6 +88,7 @@ _PLACES = {
     "FAnoGAN": "amiss.methods.fanogan",
     "GANomaly": "amiss.methods.ganomaly",
     "ImageResult": "amiss.types",
+    "NFAD": "amiss.methods.nfad",
     "MemAE": "amiss.methods.memae",
     "PaDiM": "amiss.methods.padim",
     "PatchCore": "amiss.methods.patchcore",

@@ -14,6 +14,7 @@ import typer
 from amiss.cli_export import export
 from amiss.cli_fit import fit_command
 from amiss.cli_sample import sample
+from amiss.cli_synth import synth
 from amiss.console import (
     print_error,
     print_json,
@@ -53,7 +54,7 @@ def build_app(method: str | None) -> typer.Typer:
     app.add_typer(fit_app, name="fit")
     commands: dict[str, Callable[..., None]] = {
         "evaluate": evaluate, "predict": predict, "calibrate": calibrate, "check": check,
-        "export": export, "sample": sample, "methods": methods, "inspect": show,
+        "export": export, "sample": sample, "synth": synth, "methods": methods, "inspect": show,
     }  # fmt: skip
     for name, function in commands.items():
         app.command(name)(function)

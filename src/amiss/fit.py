@@ -17,6 +17,7 @@ from amiss.data.index import Dataset, Source, index
 from amiss.data.stream import ImageStream
 from amiss.errors import CalibrationWarning, DataError, OptionError
 from amiss.learning.held_out import HeldOut
+from amiss.learning.known_defects import KnownDefects, anomalous_records
 from amiss.learning.normals import Normals, fingerprint
 from amiss.learning.processes import join_others
 from amiss.methods.base import Detector
@@ -31,6 +32,7 @@ def fit(
     detector: Detector,
     data: Source,
     *,
+    anomalous: Source | None = None,
     max_false_alarm: float = 0.01,
     roi: str | Path | None = None,
     window: str = "percentile",
@@ -40,6 +42,10 @@ def fit(
 
     Args:
         data: a folder, a table, a known name, records or paths; see docs/data.md.
+        anomalous: known defects for a method that learns from some, beside the anomalous training
+            images of `data`: a source as well, of which all images that are not normal count, or a
+            folder of defective images alone. They are seen from then on: `evaluate` leaves them
+            out.
         max_false_alarm: share of normal images that may be called anomalous, in (0, 1).
         roi: one mask for all images, white where to look.
         window: intensity window of images with more than 8 bits.
@@ -62,13 +68,18 @@ def fit(
             f"{dataset.name} holds no normal image to learn from.",
             hint="Put normal images in a folder of their own, or in one named good.",
         )
+    known = _known_records(detector, dataset, anomalous)
     run.say(dataset.describe())
     started = time.perf_counter()
     stream = ImageStream(
         records, size=detector.image_size, mode=detector.config.resize_mode,
         roi=None if roi is None else Path(roi), window=window,
     )  # fmt: skip
-    learned = _learned(detector.blank(), Normals(stream), max_false_alarm, dataset, run)
+    defects = None
+    if known:
+        run.say(f"{len(known)} known defects to learn from")
+        defects = KnownDefects(dataclasses.replace(stream, records=known))
+    learned = _learned(detector.blank(), Normals(stream), defects, max_false_alarm, dataset, run)
     learned.training_facts |= {
         "fitted_at": datetime.now(UTC).isoformat(timespec="seconds"),
         "window": window,
@@ -97,11 +108,32 @@ def _require_use(detector: Detector, run: Run) -> None:
             )
 
 
+def _known_records(detector: Detector, dataset: Dataset, anomalous: Source | None) -> list[Record]:
+    """The anomalous images to learn from; raises OptionError for a method that learns from none."""
+    if not detector.learns_from_anomalies:
+        if anomalous is not None:
+            raise OptionError(
+                f"anomalous has no effect: {detector.id} learns from normal images alone.",
+                hint="Leave it out, or use bgad, which learns from a few defects.",
+            )
+        return []
+    given = [] if anomalous is None else anomalous_records(anomalous)
+    return list(dict.fromkeys([*dataset.train_anomalous, *given]))
+
+
 def _learned(
-    detector: Detector, images: Normals, max_false_alarm: float, dataset: Dataset, run: Run
+    detector: Detector,
+    images: Normals,
+    defects: KnownDefects | None,
+    max_false_alarm: float,
+    dataset: Dataset,
+    run: Run,
 ) -> Detector:
     """The blank `detector` after it has learned and been calibrated."""
-    held_out = detector.learn(images, run)
+    if defects is None:
+        held_out = detector.learn(images, run)
+    else:
+        held_out = detector.learn_with(images, defects, run)
     detector.eval()
     if len(held_out.scores):
         found = calibrate(
@@ -114,10 +146,16 @@ def _learned(
             more = f"This method judges {held_out.how}; about {needed} in all would do."
             found = dataclasses.replace(found, notes=(*found.notes, more))
         detector.calibration = found
-    detector.training_digests = images.digest_rows(len(images)).numpy()
+    normal_digests = images.digest_rows(len(images)).numpy()
+    detector.training_digests = normal_digests
     records = images.stream.records
+    known: list[str] = []
+    if defects is not None:  # seen too
+        detector.training_digests = np.concatenate([normal_digests, defects.digests])
+        known = [dataset.key(record) for record in defects.records]
     detector.training_facts = {
-        **_data_facts(dataset, records, detector.training_digests),
+        **_data_facts(dataset, records, normal_digests),
+        "known_defects": known,
         "seed": run.seed,
         "least_normal": _least_normal(dataset, records, held_out),
         "versions": versions(),

@@ -78,7 +78,8 @@ class Scene:
     """Folders of textures of `SIZE`: `train` to learn from, `other` alike, `test`.
 
     `scarred` holds the images of `train` with a defect near their right border, which lies outside
-    the mask `roi` (the left three fifths).
+    the mask `roi` (the left three fifths). For methods that learn from some defects, `known` is a
+    set with two of them and their masks, and `objects` holds the images of `train` on black.
     """
 
     folder: Path
@@ -89,11 +90,17 @@ class Scene:
         textures(scene.train, 8, seed=11, size=SIZE)
         textures(scene.other, 5, seed=12, size=SIZE)
         textures(scene.test, 3, seed=13, size=SIZE)
+        textures(scene.known / "train" / "good", 1, seed=14, size=SIZE)
+        spots = scene.known / "test" / "spot"
+        textures(spots, 2, seed=15, size=SIZE, defects=True, masks=scene.known / "ground_truth")
         stream = ImageStream([Record(p) for p in sorted(scene.train.iterdir())], size=SIZE)
         for batch in stream.batches(1):
             image = batch.images[0].copy()
             spoil(image, int(8 + 4 * batch.indices[0]), 56)
             write(image, scene.scarred / f"{batch.indices[0]:03}.png")
+            thing = np.zeros_like(image)
+            thing[12:48, 16:60] = batch.images[0][12:48, 16:60]
+            write(thing, scene.objects / f"{batch.indices[0]:03}.png")
         roi = np.zeros(SIZE, np.uint8)
         roi[:, :44] = 255
         write(roi, scene.roi)
@@ -110,6 +117,14 @@ class Scene:
     @property
     def test(self) -> Path:
         return self.folder / "test"
+
+    @property
+    def known(self) -> Path:
+        return self.folder / "known"
+
+    @property
+    def objects(self) -> Path:
+        return self.folder / "objects"
 
     @property
     def scarred(self) -> Path:
@@ -653,7 +668,10 @@ def _alternatives(
 def _observe(detector: Detector, scene: Scene) -> tuple[Any, ...]:
     """What was learned and what is scored. No method has an option for time or memory alone; one
     that gets such an option adds here what it changes."""
-    detector.fit(scene.train)
+    if detector.learns_from_anomalies:
+        detector.fit(scene.objects, anomalous=scene.known)
+    else:
+        detector.fit(scene.train)
     found = detector.predict(sorted(scene.test.iterdir())[0])
     assert not isinstance(found, list)
     maps = None if found.anomaly_map is None else found.anomaly_map.tobytes()

@@ -51,9 +51,20 @@ TINY_AUTOENCODER: dict[str, Any] = {
     "batch_size": 4,
     "learning_rate": 3e-3,
 }
+TINY_FLOW: dict[str, Any] = {
+    **TINY_BACKBONE,
+    "blocks": 2,
+    "epochs": 8,
+    "batch_size": 4,
+    "vectors": 256,
+    "learning_rate": 2e-3,
+    "standardize": True,
+}
 QUICK: dict[str, dict[str, Any]] = {
     "autoencoder": TINY_AUTOENCODER,
     "memae": {**TINY_AUTOENCODER, "network": "deep", "items": 12, "shrinkage": 0.05},
+    "nfad": TINY_FLOW,
+    "bgad": {**TINY_FLOW, "normal_epochs": 2, "synthesis": "perlin"},
     "daad": {**TINY_AUTOENCODER, "division": (4, 4, 1), "items": 12},
     "anogan": {**TINY_GAN, "learning_rate": 2e-3, "search_steps": 40, "search_rate": 0.05},
     "dcgan": {**TINY_GAN, "learning_rate": 2e-3},
@@ -126,7 +137,15 @@ BACKBONE_KNOBS: dict[str, Knob] = {
     "normalization": Knob(None, given={"backbone": "test_resnet"}),
 }
 PLUS: dict[str, Any] = {"adversarial": True, "discriminator_width": 4}
+RPAG: dict[str, Any] = {"synthesis": "rpag"}
 KNOBS: dict[str, dict[str, Knob]] = {
+    "nfad": BACKBONE_KNOBS,
+    "bgad": {
+        **BACKBONE_KNOBS,
+        "transforms": Knob(1, given=RPAG),
+        "placement": Knob(None, given=RPAG),
+        "focal": Knob(None, given={"normalizer": 1.0}),
+    },
     "memae": {
         "network": Knob("cifar", given={"width": 32, "scales": 4}),
         "shrinkage": Knob(0.08),

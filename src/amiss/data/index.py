@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from amiss.data.known_anomalies import asked_known, with_known
 from amiss.data.layouts import (
     ANOMALOUS_WORDS,
     Choices,
@@ -163,9 +164,10 @@ def index(
     """Find the images of a set, their labels, masks and splits. No image is decoded.
 
     `source` is a folder; a CSV or JSONL file; a protocol over a set of classes, such as
-    "one_class:3:FOLDER" (see `amiss.data.protocols`); "elpv", "elpv:mono" or "elpv:poly" for the
-    cells of the package `elpv-dataset`; or a list of records or paths (paths are all normal). The
-    layout is recognised on sight unless `layout` names one of `LAYOUTS`. `mask_dir` is a folder of
+    "one_class:3:FOLDER" (see `amiss.data.protocols`), or one that shows some defects, such as
+    "multi_class:10:FOLDER" (see `amiss.data.known_anomalies`); "elpv", "elpv:mono" or "elpv:poly"
+    for the cells of the package `elpv-dataset`; or a list of records or paths (paths are all
+    normal). The layout is recognised on sight unless `layout` names one of `LAYOUTS`. `mask_dir` is a folder of
     masks outside the set.
 
     Where the set has normal and anomalous images but no split, `test_fraction` of the normals and
@@ -181,6 +183,10 @@ def index(
     if not 0 <= test_fraction < 1:
         raise OptionError(f"test_fraction is {test_fraction:g}; allowed is 0 up to below 1.")
     choices = _choices(layout, mask_dir, elpv_anomalous)
+    if isinstance(source, str) and (known := asked_known(source)) is not None:
+        whole = index(known.source, layout=layout, mask_dir=mask_dir, test_fraction=test_fraction,
+                      seed=seed, elpv_anomalous=elpv_anomalous)  # fmt: skip
+        return with_known(whole, known)
     if isinstance(source, str | Path):
         root, name, found = _from_path(source, layout, choices)
     elif layout is None:

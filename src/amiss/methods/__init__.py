@@ -28,6 +28,8 @@ METHODS = {
     "autoencoder": "amiss.methods.autoencoder:AutoEncoder",
     "memae": "amiss.methods.memae:MemAE",
     "daad": "amiss.methods.daad:DAAD",
+    "nfad": "amiss.methods.nfad:NFAD",
+    "bgad": "amiss.methods.bgad:BGAD",
 }
 
 
@@ -78,6 +80,10 @@ ABOUT = {
     ),
     "memae": About("Gong et al., ICCV 2019, arXiv 1904.02639", True, True, False),
     "daad": About("Hou et al., ICCV 2021, arXiv 2107.13118", True, True, False),
+    "nfad": About(
+        "Yao et al., CVPR 2023, arXiv 2207.01463 (the baseline in it)", True, True, False
+    ),
+    "bgad": About("Yao et al., CVPR 2023, arXiv 2207.01463", True, True, True),
 }
 
 

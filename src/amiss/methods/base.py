@@ -23,6 +23,7 @@ from amiss.types import ImageResult, Prediction, UInt8
 if TYPE_CHECKING:
     from amiss.calibration import Calibration
     from amiss.learning.held_out import HeldOut
+    from amiss.learning.known_defects import KnownDefects
 
 
 class Detector(nn.Module, ABC):
@@ -60,6 +61,10 @@ class Detector(nn.Module, ABC):
 
         A second call forgets the first.
         """
+
+    def learn_with(self, images: Normals, defects: KnownDefects | None, run: Run) -> HeldOut:
+        """As `learn`, from known defects as well: of methods that `learns_from_anomalies`."""
+        raise NotImplementedError(f"{self.id} learns from normal images alone")
 
     @abstractmethod
     def forward(self, images: Tensor, roi: Tensor | None = None) -> Prediction[Tensor]:
@@ -145,6 +150,7 @@ class Detector(nn.Module, ABC):
         self,
         data: Source,
         *,
+        anomalous: Source | None = None,
         max_false_alarm: float = 0.01,
         roi: str | Path | None = None,
         window: str = "percentile",
@@ -153,7 +159,10 @@ class Detector(nn.Module, ABC):
         """Learn from the normal images of `data` and set the threshold; see `amiss.fit.fit`."""
         from amiss.fit import fit
 
-        fit(self, data, max_false_alarm=max_false_alarm, roi=roi, window=window, run=run)
+        fit(
+            self, data, anomalous=anomalous, max_false_alarm=max_false_alarm, roi=roi,
+            window=window, run=run,
+        )  # fmt: skip
         return self
 
     def predict(self, images: Any) -> ImageResult | list[ImageResult]:

@@ -46,6 +46,18 @@ def bilinear_matrix(source: int, target: int) -> Float64:
     return matrix
 
 
+def corner_matrix(source: int, target: int) -> Float64:
+    """(target, source) matrix of bilinear interpolation that takes corners to corners, as torch's
+    `interpolate` with `align_corners`."""
+    position = np.linspace(0, source - 1, target)
+    low = np.minimum(np.floor(position).astype(int), source - 1)
+    high = np.minimum(low + 1, source - 1)
+    matrix = np.zeros((target, source))
+    np.add.at(matrix, (np.arange(target), low), 1 - (position - low))
+    np.add.at(matrix, (np.arange(target), high), position - low)
+    return matrix
+
+
 def bicubic_matrix(source: int, target: int) -> Float64:
     """(target, source) matrix of cubic convolution with a = -0.75 and half-pixel centres, the
     border repeated, as torch's `interpolate` does it. Keys, 1981."""
@@ -65,7 +77,7 @@ def bicubic_matrix(source: int, target: int) -> Float64:
 class MapUpsampler(nn.Module):
     """(B, h, w) distances on a grid -> (B, H, W) blurred map at the input size.
 
-    `interpolation` is "bilinear" or "bicubic".
+    `interpolation` is "bilinear", "bicubic" or "corners", bilinear from corner to corner.
 
     With `inside` (B, h, w), 1 where a cell is looked at and 0 elsewhere, the blur is normalised:
     cells outside neither raise nor lower the map at the border of the region of interest.
@@ -79,7 +91,9 @@ class MapUpsampler(nn.Module):
         interpolation: str = "bilinear",
     ) -> None:
         super().__init__()
-        resize = {"bilinear": bilinear_matrix, "bicubic": bicubic_matrix}[interpolation]
+        resize = {
+            "bilinear": bilinear_matrix, "bicubic": bicubic_matrix, "corners": corner_matrix,
+        }[interpolation]  # fmt: skip
         self.rows: Tensor
         self.columns: Tensor
         for name, source, target in zip(("rows", "columns"), grid, size, strict=True):

@@ -1,0 +1,130 @@
+"""Known defects to paste, what a generator of defects makes, and where known ones are read from."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import NamedTuple, Protocol
+
+import numpy as np
+
+from amiss.data.foreground import require_image
+from amiss.data.geometry import Size, resize_image, resize_mask
+from amiss.data.images import read_image, read_mask
+from amiss.data.index import index
+from amiss.data.tree import MaskFolder, part_masks, scan
+from amiss.data.window import Window
+from amiss.errors import DataError, OptionError
+from amiss.types import ANOMALOUS, NORMAL, Bool, Record, UInt8
+
+
+class Synthetic(NamedTuple):
+    """A made defect: `image` (H, W, 3) uint8, which outside of `mask` (H, W) bool is the normal
+    image to the bit. The mask is never empty."""
+
+    image: UInt8
+    mask: Bool
+
+
+class Generator(Protocol):
+    """What makes defects. All chance comes from `rng`."""
+
+    def __call__(
+        self, normal: UInt8, rng: np.random.Generator, roi: Bool | None = None
+    ) -> Synthetic:
+        """A defect in the image `normal` (H, W, 3) uint8, within `roi` (H, W) bool or anywhere."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Defect:
+    """A known defect: `image` (H, W, 3) uint8 and where in it the defect is, `mask` (H, W) bool.
+
+    Raises OptionError for shapes or dtypes that do not fit, DataError for an empty mask.
+    """
+
+    image: UInt8
+    mask: Bool
+
+    def __post_init__(self) -> None:
+        require_image(self.image)
+        if self.mask.shape != self.image.shape[:2] or self.mask.dtype != np.bool_:
+            raise OptionError(
+                f"The mask of a defect has shape {self.mask.shape} and dtype {self.mask.dtype}; "
+                f"its image wants {self.image.shape[:2]} bool."
+            )
+        if not self.mask.any():
+            raise DataError("The mask of a defect is empty.", hint="Leave such an image out.")
+
+
+def defect_records(source: str | Path, mask_dir: str | Path | None = None) -> list[Record]:
+    """The images of a set that are not normal and have a mask.
+
+    `source` is anything that `amiss.data.index.index` takes, or a folder right in which only
+    defective images lie, whose masks lie beside them (`x_mask.png`) or right in `mask_dir`.
+
+    Raises DataError where no such image is found, and what `index` raises.
+    """
+    path = Path(source)
+    if path.is_dir() and scan(path).images and index(path).layout == "flat":
+        return _with_masks(_flat_defects(path, mask_dir), path)
+    return _with_masks(index(source, mask_dir=mask_dir).records, path)
+
+
+def _flat_defects(folder: Path, mask_dir: str | Path | None) -> list[Record]:
+    """The images right in a folder, with their masks, as defects."""
+    tree = scan(folder)
+    parted = part_masks(tree.direct())
+    elsewhere = None if mask_dir is None else scan(Path(mask_dir))
+    masks = MaskFolder((p, elsewhere.path(p)) for p in elsewhere.direct()) if elsewhere else None
+    records = []
+    for parts in parted.images:
+        path, beside = tree.path(parts), parted.masks.get(parts)
+        mask = None if beside is None else tree.path(beside)
+        if mask is None and masks is not None:
+            mask = masks.find(path, [()])
+        records.append(Record(path, ANOMALOUS, mask))
+    return records
+
+
+def _with_masks(records: Sequence[Record], source: Path) -> list[Record]:
+    found = [record for record in records if record.label != NORMAL]
+    masked = [record for record in found if record.masks]
+    if not masked:
+        raise DataError(
+            f"{source}: of {len(found)} images that are not normal, none has a mask.",
+            hint="Name the folder of the masks with mask_dir.",
+        )
+    return [replace(record, label=ANOMALOUS) for record in masked]
+
+
+def read_defects(
+    records: Sequence[Record], size: Size, window: Window | str | None = "percentile"
+) -> list[Defect]:
+    """The defects in images with masks, brought to `size` (height, width). Records without a mask,
+    and those whose mask is empty, or is at this size, are passed over.
+
+    Raises ImageError for a file that cannot be read, DataError where nothing is left.
+    """
+    defects = []
+    for record in records:
+        if record.mask is None:
+            continue
+        image = read_image(record.path, crop=record.crop, window=window)
+        mask = read_mask(record.mask, crop=record.crop)
+        if mask.shape != image.shape[:2]:
+            raise DataError(
+                f"{record.masks[0]}: is {mask.shape[0]} x {mask.shape[1]} pixels, and its image "
+                f"{record.path} {image.shape[0]} x {image.shape[1]}."
+            )
+        frame, geometry = resize_image(image, size)
+        small = resize_mask(mask, geometry)
+        if small.any():
+            defects.append(Defect(frame, small))
+    if not defects:
+        raise DataError(
+            f"None of {len(records)} images has a mask with a positive pixel at this size.",
+            hint="Give a larger size, or images with larger defects.",
+        )
+    return defects

@@ -1,0 +1,114 @@
+"""What methods with flows learn from: features of images, and which of their cells are normal."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from amiss.errors import DataError
+from amiss.learning.held_out import HeldOut, draw_held_out, score_held_out, told_held_out
+from amiss.learning.normals import Normals
+from amiss.learning.training_images import TaughtImages
+from amiss.nn.backbone import FeatureExtractor
+from amiss.nn.flow_levels import features_of
+from amiss.run import Run
+from amiss.training import require_device
+from amiss.types import Int64, Prediction, Record
+
+NORMAL_CELL, ANOMALOUS_CELL, LEFT_OUT = 0, 1, -1
+
+
+class Parts(NamedTuple):
+    """The images to train on, and the numbers of a fifth of all that set the threshold."""
+
+    data: TaughtImages
+    images: Normals
+    apart: Int64
+
+    def judged_by(
+        self, model: Callable[[Tensor, Tensor | None], Prediction[Tensor]], run: Run
+    ) -> HeldOut:
+        """What the images held apart score, one by one."""
+        told = told_held_out(self.apart, self.images)
+        return score_held_out(model, self.images, self.apart, run, told)
+
+
+def split(images: Normals, extractor: FeatureExtractor, run: Run) -> Parts:
+    """Hold a fifth apart, and compute the features of the others where there is room for them.
+
+    Raises:
+        OptionError: the run's device is not there.
+        DataError: too few images to hold some apart.
+    """
+    require_device(run)
+    apart = draw_held_out(images.groups().tolist(), run.seed)
+    mine = np.setdiff1d(np.arange(len(images)), apart)
+    if not len(apart) or len(mine) < 2:
+        raise DataError(
+            f"{len(images)} images cannot be trained on and kept apart as well.",
+            hint="Give at least three different normal images.",
+        )
+    data = TaughtImages(images, mine, run, lambda x: features_of(extractor, x))
+    return Parts(data, images, apart)
+
+
+class FlowBatch(NamedTuple):
+    """What a step learns from: features (b, h * w, C) of each level that are kept, or None; further
+    images (k, 3, H, W) uint8 whose features are not; labels of all pixels (b + k, H, W) int8."""
+
+    kept: tuple[Tensor, ...] | None
+    images: Tensor
+    labels: Tensor
+
+
+class FlowBatches(Protocol):
+    """What `train_flows` goes over; see `amiss.learning.training_images.Batches`."""
+
+    def __len__(self) -> int: ...
+
+    def at(self, places: Int64) -> FlowBatch: ...
+
+    @property
+    def records(self) -> list[Record]: ...
+
+    def reading(self) -> dict[str, str]: ...
+
+
+class NormalFeatures:
+    """The features of normal images, kept where there is room."""
+
+    def __init__(self, images: TaughtImages) -> None:
+        self.images = images
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    @property
+    def records(self) -> list[Record]:
+        return self.images.records
+
+    def reading(self) -> dict[str, str]:
+        return self.images.reading()
+
+    def at(self, places: Int64) -> FlowBatch:
+        """Those at places (b,)."""
+        found = self.images.at(places)
+        if found.rois is None:
+            labels = torch.full(found.images[:, 0].shape, NORMAL_CELL, dtype=torch.int8)
+        else:
+            labels = torch.where(found.rois, NORMAL_CELL, LEFT_OUT).to(torch.int8)
+        if found.targets is None:
+            return FlowBatch(None, found.images, labels)
+        return FlowBatch(found.targets, found.images[:0], labels)
+
+
+def on_grid(labels: Tensor, grid: tuple[int, int]) -> Tensor:
+    """Labels of pixels (B, H, W) -> of the cells (B, h * w), each that of the nearest pixel."""
+    (H, W), (h, w) = labels.shape[1:], grid
+    rows = torch.arange(h, device=labels.device) * H // h
+    columns = torch.arange(w, device=labels.device) * W // w
+    return labels[:, rows][:, :, columns].flatten(1)

@@ -1,0 +1,91 @@
+"""`KnownDefects`: the anomalous images that a method learns from beside the normal ones."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from amiss.data.defects import Defect
+from amiss.data.geometry import resize_mask
+from amiss.data.images import read_mask
+from amiss.data.index import Source, index
+from amiss.data.stream import ImageStream
+from amiss.errors import DataError
+from amiss.types import ANOMALOUS, Bool, Record, UInt8
+
+
+class KnownDefects:
+    """Anomalous images, read at once, in the frame of the network.
+
+    `images` (A, H, W, 3) uint8; `rois` (A, H, W) bool; `masks`: of each image (H, W) bool, where
+    its defect is, or None where nobody has said so yet; `is_proposed`: of which nobody had;
+    `digests` (A, 8) uint8.
+
+    Raises:
+        ImageError: a file that cannot be read.
+        DataError: a mask of another size than its image.
+    """
+
+    def __init__(self, stream: ImageStream) -> None:
+        self.records: Sequence[Record] = stream.records
+        self.window = stream.window
+        batches = list(stream.batches(8))
+        self.images: UInt8 = np.concatenate([b.images for b in batches])
+        everywhere = np.ones(self.images.shape[1:3], np.bool_)
+        self.rois: Bool = np.concatenate(
+            [np.stack([everywhere] * len(b.images)) if b.rois is None else b.rois for b in batches]
+        )
+        self.digests: UInt8 = np.stack(
+            [np.frombuffer(d, np.uint8) for b in batches for d in b.digests]
+        )
+        geometries = [g for b in batches for g in b.geometries]
+        self.masks: list[Bool | None] = []
+        for record, geometry in zip(self.records, geometries, strict=True):
+            if record.mask is None:
+                self.masks.append(None)
+                continue
+            mask = read_mask(record.mask, crop=record.crop)
+            if mask.shape != geometry.original:
+                raise DataError(
+                    f"{record.masks[0]}: is {mask.shape[0]} x {mask.shape[1]} pixels, and its "
+                    f"image {record.path} {geometry.original[0]} x {geometry.original[1]}."
+                )
+            small = resize_mask(mask, geometry)
+            # An empty mask says no more than none: the image is anomalous all the same.
+            self.masks.append(small if small.any() else None)
+
+        self.is_proposed = [mask is None for mask in self.masks]
+
+    def propose(self, number: int, mask: Bool) -> None:
+        """Take (H, W) for the place of a defect that nobody has said the place of."""
+        self.masks[number] = mask
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def sources(self) -> list[Defect]:
+        """Those whose place is known, to be pasted onto normal images."""
+        return [
+            Defect(image, mask)
+            for image, mask in zip(self.images, self.masks, strict=True)
+            if mask is not None
+        ]
+
+
+def anomalous_records(source: Source) -> list[Record]:
+    """The images of a source that are not normal; all of a folder of defective images alone.
+
+    Raises DataError where there is none.
+    """
+    dataset = index(source)
+    records = [r for r in dataset.records if r.label == ANOMALOUS]
+    if not records and dataset.layout in ("flat", "list"):  # no labels: they are as they are given
+        records = [replace(r, label=ANOMALOUS) for r in dataset.records]
+    if not records:
+        raise DataError(
+            f"{dataset.name} holds no anomalous image.",
+            hint="Give a folder of defective images, or a set with defects in it.",
+        )
+    return [replace(r, split="train") for r in records]

@@ -1,0 +1,169 @@
+"""What a flow goes over once there are defects: normal images, known defects, and made ones."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from amiss.data.defects import Generator
+from amiss.learning.flow_data import (
+    ANOMALOUS_CELL,
+    LEFT_OUT,
+    NORMAL_CELL,
+    FlowBatch,
+    NormalFeatures,
+)
+from amiss.learning.known_defects import KnownDefects
+from amiss.learning.training_images import TaughtImages
+from amiss.nn.backbone import FeatureExtractor
+from amiss.nn.flow_levels import FlowLevels, features_of
+from amiss.types import Bool, Int64, Record, UInt8
+
+_SAMPLED = 64  # normal images to cut from, or that say what is usual on a map, by
+_PIXELS = 4096  # pixels of each
+_LEAST = 0.01  # of an anomalous image, which is taken for its defect at least
+
+
+class MixedFeatures:
+    """Batches of normal images, known defects and made ones, which are made anew for each batch.
+
+    `share`: of the images of a batch, those with a defect; `made`: of these, those that `generator`
+    makes of normal images. Without known defects all are made, without a generator none.
+    """
+
+    def __init__(
+        self, images: TaughtImages, defects: KnownDefects | None, generator: Generator | None,
+        extractor: FeatureExtractor, *, share: float, made: float,
+    ) -> None:  # fmt: skip
+        self.normals = NormalFeatures(images)
+        self.defects, self.generator = defects, generator
+        self.share = share
+        self.made = 0.0 if generator is None else 1.0 if not defects else made
+        self.known: tuple[Tensor, ...] | None = None
+        if defects is not None:
+            self.labels = torch.from_numpy(_labels(defects))
+            self.pictures = _tensor(defects.images)
+            if images.kept is not None:
+                with torch.no_grad():
+                    self.known = features_of(extractor, self.pictures)
+
+    def __len__(self) -> int:
+        return len(self.normals)
+
+    @property
+    def records(self) -> list[Record]:
+        return [*self.normals.records, *(self.defects.records if self.defects else ())]
+
+    def reading(self) -> dict[str, str]:
+        return self.normals.reading()
+
+    def normals_of(self, batch_size: int) -> int:
+        """How many images of a batch are normal."""
+        return max(1, min(batch_size - 1, batch_size - round(self.share * batch_size)))
+
+    def at(self, places: Int64) -> FlowBatch:
+        """The normal images at places (b,), and defects by chance, in proportion."""
+        kept, images, labels = self.normals.at(places)
+        count = max(1, round(len(places) * self.share / (1 - self.share)))
+        is_made = torch.rand(count) < self.made
+        parts = [labels]
+        number = int((~is_made).sum())
+        if number:
+            assert self.defects is not None
+            chosen = torch.randint(len(self.defects), (number,))
+            parts.append(self.labels[chosen])
+            if kept is not None and self.known is not None:
+                kept = tuple(
+                    torch.cat([a, b[chosen]]) for a, b in zip(kept, self.known, strict=True)
+                )
+            else:
+                images = torch.cat([images, self.pictures[chosen]])
+        if count > number:
+            made, where = self._make(count - number)
+            images = torch.cat([images, made])
+            parts.append(where)
+        return FlowBatch(kept, images, torch.cat(parts))
+
+    def _make(self, count: int) -> tuple[Tensor, Tensor]:
+        """Images (count, 3, H, W) uint8 with made defects, and their labels (count, H, W)."""
+        assert self.generator is not None
+        rng = np.random.default_rng(int(torch.randint(1 << 62, ())))
+        images, labels = [], []
+        for place in torch.randint(len(self), (count,)).tolist():
+            normal = self.normals.images.at(np.array([place]))
+            roi = None if normal.rois is None else normal.rois[0].numpy()
+            ground = normal.images[0].permute(1, 2, 0).numpy()
+            made = self.generator(without_surroundings(ground, roi), rng, roi)
+            images.append(np.where(made.mask[:, :, None], made.image, ground))
+            found = np.where(made.mask, ANOMALOUS_CELL, NORMAL_CELL)
+            labels.append(found if roi is None else np.where(roi, found, LEFT_OUT))
+        return _tensor(np.stack(images)), torch.from_numpy(np.stack(labels).astype(np.int8))
+
+
+def without_surroundings(image: UInt8, roi: Bool | None) -> UInt8:
+    """(H, W, 3) with what lies outside of the region (H, W) painted in its mean colour: defects are
+    made of what is looked at alone."""
+    if roi is None:
+        return image
+    mean = image[roi].mean(axis=0).round().astype(np.uint8)
+    return np.where(roi[:, :, None], image, mean)
+
+
+def patch_sources(images: TaughtImages) -> list[UInt8]:
+    """Some normal images (H, W, 3), evenly spread, to cut patches from."""
+    found = []
+    for place in np.unique(np.linspace(0, len(images) - 1, _SAMPLED).round().astype(np.int64)):
+        batch = images.at(place[None])
+        roi = None if batch.rois is None else batch.rois[0].numpy()
+        found.append(without_surroundings(batch.images[0].permute(1, 2, 0).numpy(), roi))
+    return found
+
+
+def proposed_masks(
+    flows: FlowLevels, extractor: FeatureExtractor, images: TaughtImages, defects: KnownDefects,
+    beta: float,
+) -> None:  # fmt: skip
+    """Say of the defects without a mask where they may be: where the map is above what all but the
+    share `beta` of the pixels of normal images have, and in the highest hundredth in any case."""
+    with torch.no_grad():
+        dice = np.random.default_rng(0)
+        usual = []
+        for place in dice.permutation(len(images))[:_SAMPLED]:
+            batch = images.at(np.array([place]))
+            found = flows.judge(features_of(extractor, batch.images), batch.rois).anomaly_map
+            assert found is not None
+            inside = found[0] if batch.rois is None else found[0][batch.rois[0]]
+            usual.append(dice.choice(inside.flatten().numpy(), _PIXELS))
+        level = float(np.quantile(np.concatenate(usual), 1 - beta))
+        for number, mask in enumerate(defects.masks):
+            if mask is not None:
+                continue
+            roi = torch.from_numpy(defects.rois[number : number + 1])
+            picture = _tensor(defects.images[number : number + 1])
+            found = flows.judge(features_of(extractor, picture), roi).anomaly_map
+            assert found is not None
+            height = np.where(defects.rois[number], found[0].numpy(), -np.inf)
+            least = float(np.quantile(height[defects.rois[number]], 1 - _LEAST))
+            defects.propose(number, height >= min(level, least))
+
+
+def _labels(defects: KnownDefects) -> UInt8:
+    """(A, H, W) int8: of a proposed mask, what lies outside is not called normal."""
+    labels = []
+    for mask, roi, is_proposed in zip(
+        defects.masks, defects.rois, defects.is_proposed, strict=True
+    ):
+        elsewhere = LEFT_OUT if is_proposed else NORMAL_CELL
+        found = (
+            np.full(roi.shape, elsewhere)
+            if mask is None
+            else np.where(mask, ANOMALOUS_CELL, elsewhere)
+        )
+        labels.append(np.where(roi, found, LEFT_OUT))
+    return np.stack(labels).astype(np.int8)
+
+
+def _tensor(images: UInt8) -> Tensor:
+    """(n, H, W, 3) -> (n, 3, H, W)."""
+    return torch.from_numpy(np.ascontiguousarray(images)).permute(0, 3, 1, 2)
