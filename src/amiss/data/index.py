@@ -167,8 +167,8 @@ def index(
     "one_class:3:FOLDER" (see `amiss.data.protocols`), or one that shows some defects, such as
     "multi_class:10:FOLDER" (see `amiss.data.known_anomalies`); "elpv", "elpv:mono" or "elpv:poly"
     for the cells of the package `elpv-dataset`; or a list of records or paths (paths are all
-    normal). The layout is recognised on sight unless `layout` names one of `LAYOUTS`. `mask_dir` is a folder of
-    masks outside the set.
+    normal). The layout is recognised on sight unless `layout` names one of `LAYOUTS`. `mask_dir` is
+    a folder of masks outside the set.
 
     Where the set has normal and anomalous images but no split, `test_fraction` of the normals and
     all anomalous images become the test split. Which normals these are depends on the relative
