@@ -55,6 +55,13 @@ def run_fit(  # noqa: PLR0913 - one parameter per flag
     data: Annotated[str, typer.Argument(help="Folder, table (.csv, .jsonl) or name (elpv:mono).")],
     output: Annotated[Path, typer.Option("--output", "-o", help="The file to write.")],
     *,
+    anomalous: Annotated[
+        str | None,
+        typer.Option(help="Of methods that learn from defects: a set or folder of known ones."),
+    ] = None,
+    anomalous_masks: Annotated[
+        Path | None, typer.Option(help="Folder of their masks, where they do not lie beside them.")
+    ] = None,
     max_false_alarm: Annotated[
         float, typer.Option(help="Share of normal images that may be called anomalous.")
     ] = 0.01,
@@ -101,7 +108,10 @@ def run_fit(  # noqa: PLR0913 - one parameter per flag
             elpv_anomalous=elpv_anomalous,
         )  # fmt: skip
         try:
-            fit(detector, dataset, max_false_alarm=max_false_alarm, roi=roi, window=window, run=run)
+            fit(
+                detector, dataset, anomalous=_known(anomalous, anomalous_masks),
+                max_false_alarm=max_false_alarm, roi=roi, window=window, run=run,
+            )  # fmt: skip
         except KeyboardInterrupt:
             left = " and ".join(str(path) for path in left_by(partial))
             if left:
@@ -112,6 +122,20 @@ def run_fit(  # noqa: PLR0913 - one parameter per flag
     detector.save(output)
     remove_left(partial)
     _say_fit(detector, output, notes, as_json=json)
+
+
+def _known(anomalous: str | None, masks: Path | None) -> Any:
+    """The records of --anomalous, or None."""
+    from amiss.data.defects import anomalous_records
+
+    if anomalous is None:
+        if masks is not None:
+            raise OptionError(
+                "--anomalous-masks has no effect without --anomalous.",
+                hint="Name the folder of the defects as well.",
+            )
+        return None
+    return anomalous_records(anomalous, masks)
 
 
 def _say_fit(detector: Any, output: Path, notes: list[str], *, as_json: bool) -> None:
@@ -139,4 +163,9 @@ def _say_fit(detector: Any, output: Path, notes: list[str], *, as_json: bool) ->
             f"threshold {calibration.threshold:.4g}: on average at most {calibration.alpha:.2%} "
             f"false alarms{rates(calibration)}; by {calibration.how}"
         )
-    print(f"{output}: {training['n_normal']} normal images in {training['fit_seconds']:.1f} s")
+    known = len(training.get("known_defects", ()))
+    defects = f" and {known} known defects" if known else ""
+    print(
+        f"{output}: {training['n_normal']} normal images{defects} in "
+        f"{training['fit_seconds']:.1f} s"
+    )

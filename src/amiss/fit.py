@@ -13,11 +13,12 @@ from typing import Any
 import numpy as np
 
 from amiss.calibration import calibrate, check_rate, enough
+from amiss.data.defects import anomalous_records
 from amiss.data.index import Dataset, Source, index
 from amiss.data.stream import ImageStream
 from amiss.errors import CalibrationWarning, DataError, OptionError
 from amiss.learning.held_out import HeldOut
-from amiss.learning.known_defects import KnownDefects, anomalous_records
+from amiss.learning.known_defects import KnownDefects
 from amiss.learning.normals import Normals, fingerprint
 from amiss.learning.processes import join_others
 from amiss.methods.base import Detector
@@ -43,9 +44,9 @@ def fit(
     Args:
         data: a folder, a table, a known name, records or paths; see docs/data.md.
         anomalous: known defects for a method that learns from some, beside the anomalous training
-            images of `data`: a source as well, of which all images that are not normal count, or a
-            folder of defective images alone. They are seen from then on: `evaluate` leaves them
-            out.
+            images of `data`: a source as well, of which all images that are not normal count, or
+            a list of paths, or a folder of defective images alone. They are seen from then on:
+            `evaluate` leaves them out.
         max_false_alarm: share of normal images that may be called anomalous, in (0, 1).
         roi: one mask for all images, white where to look.
         window: intensity window of images with more than 8 bits.
@@ -118,7 +119,8 @@ def _known_records(detector: Detector, dataset: Dataset, anomalous: Source | Non
             )
         return []
     given = [] if anomalous is None else anomalous_records(anomalous)
-    return list(dict.fromkeys([*dataset.train_anomalous, *given]))
+    known = {(r.path, r.crop): r for r in [*given, *dataset.train_anomalous]}  # each once
+    return list(known.values())
 
 
 def _learned(

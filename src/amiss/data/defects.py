@@ -12,7 +12,7 @@ import numpy as np
 from amiss.data.foreground import require_image
 from amiss.data.geometry import Size, resize_image, resize_mask
 from amiss.data.images import read_image, read_mask
-from amiss.data.index import index
+from amiss.data.index import Source, index
 from amiss.data.tree import MaskFolder, part_masks, scan
 from amiss.data.window import Window
 from amiss.errors import DataError, OptionError
@@ -58,18 +58,48 @@ class Defect:
             raise DataError("The mask of a defect is empty.", hint="Leave such an image out.")
 
 
-def defect_records(source: str | Path, mask_dir: str | Path | None = None) -> list[Record]:
-    """The images of a set that are not normal and have a mask.
+def anomalous_records(source: Source, mask_dir: str | Path | None = None) -> list[Record]:
+    """The images of a set that are not normal, with their masks where there are some.
 
-    `source` is anything that `amiss.data.index.index` takes, or a folder right in which only
-    defective images lie, whose masks lie beside them (`x_mask.png`) or right in `mask_dir`.
+    `source` is anything that `amiss.data.index.index` takes; a list of paths, or a folder right in
+    which all images lie, are all defective: masks may then lie beside them (`x_mask.png`) or right
+    in `mask_dir`.
 
     Raises DataError where no such image is found, and what `index` raises.
     """
-    path = Path(source)
-    if path.is_dir() and scan(path).images and index(path).layout == "flat":
-        return _with_masks(_flat_defects(path, mask_dir), path)
-    return _with_masks(index(source, mask_dir=mask_dir).records, path)
+    is_path = isinstance(source, str | Path) and Path(source).is_dir()
+    if is_path and scan(Path(str(source))).images and index(source).layout == "flat":
+        return _flat_defects(Path(str(source)), mask_dir)
+    dataset = index(source, mask_dir=mask_dir)
+    found = [r for r in dataset.records if _is_list_of_paths(source) or r.label != NORMAL]
+    if not found:
+        raise DataError(
+            f"{dataset.name} holds no anomalous image.",
+            hint="Give a folder of defective images alone, or a set with defects in it.",
+        )
+    return [replace(record, label=ANOMALOUS) for record in found]
+
+
+def _is_list_of_paths(source: Source) -> bool:
+    """Whether there are no labels in it: `index` takes all for normal then."""
+    if isinstance(source, str) or not isinstance(source, Sequence):
+        return False
+    return not any(isinstance(one, Record) for one in source)
+
+
+def defect_records(source: Source, mask_dir: str | Path | None = None) -> list[Record]:
+    """Those of `anomalous_records` that have a mask.
+
+    Raises DataError where none has.
+    """
+    found = anomalous_records(source, mask_dir)
+    masked = [record for record in found if record.masks]
+    if not masked:
+        raise DataError(
+            f"{source}: of {len(found)} images that are not normal, none has a mask.",
+            hint="Name the folder of the masks with mask_dir.",
+        )
+    return masked
 
 
 def _flat_defects(folder: Path, mask_dir: str | Path | None) -> list[Record]:
@@ -86,17 +116,6 @@ def _flat_defects(folder: Path, mask_dir: str | Path | None) -> list[Record]:
             mask = masks.find(path, [()])
         records.append(Record(path, ANOMALOUS, mask))
     return records
-
-
-def _with_masks(records: Sequence[Record], source: Path) -> list[Record]:
-    found = [record for record in records if record.label != NORMAL]
-    masked = [record for record in found if record.masks]
-    if not masked:
-        raise DataError(
-            f"{source}: of {len(found)} images that are not normal, none has a mask.",
-            hint="Name the folder of the masks with mask_dir.",
-        )
-    return [replace(record, label=ANOMALOUS) for record in masked]
 
 
 def read_defects(

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 
 import numpy as np
 
 from amiss.data.defects import Defect
 from amiss.data.geometry import resize_mask
 from amiss.data.images import read_mask
-from amiss.data.index import Source, index
 from amiss.data.stream import ImageStream
 from amiss.errors import DataError
-from amiss.types import ANOMALOUS, Bool, Record, UInt8
+from amiss.types import Bool, Record, UInt8
 
 
 class KnownDefects:
@@ -72,20 +70,3 @@ class KnownDefects:
             for image, mask in zip(self.images, self.masks, strict=True)
             if mask is not None
         ]
-
-
-def anomalous_records(source: Source) -> list[Record]:
-    """The images of a source that are not normal; all of a folder of defective images alone.
-
-    Raises DataError where there is none.
-    """
-    dataset = index(source)
-    records = [r for r in dataset.records if r.label == ANOMALOUS]
-    if not records and dataset.layout in ("flat", "list"):  # no labels: they are as they are given
-        records = [replace(r, label=ANOMALOUS) for r in dataset.records]
-    if not records:
-        raise DataError(
-            f"{dataset.name} holds no anomalous image.",
-            hint="Give a folder of defective images, or a set with defects in it.",
-        )
-    return [replace(r, split="train") for r in records]
