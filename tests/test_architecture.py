@@ -44,6 +44,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "amiss.caveats",
     ),
     ("amiss.predict", "amiss.evaluation", "amiss.fit", "amiss.recalibrate", "amiss.frames"),
+    ("amiss.teaching",),
     ("amiss.export", "amiss.report", "amiss.serve", "amiss.cluster"),
     (
         "amiss.console",
@@ -56,6 +57,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "amiss.cli_export",
         "amiss.cli_sample",
         "amiss.cli_synth",
+        "amiss.cli_teach",
         "amiss.__main__",
     ),
 )

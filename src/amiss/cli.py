@@ -15,6 +15,7 @@ from amiss.cli_export import export
 from amiss.cli_fit import fit_command
 from amiss.cli_sample import sample
 from amiss.cli_synth import synth
+from amiss.cli_teach import spread, teach
 from amiss.console import (
     print_error,
     print_json,
@@ -54,7 +55,8 @@ def build_app(method: str | None) -> typer.Typer:
     app.add_typer(fit_app, name="fit")
     commands: dict[str, Callable[..., None]] = {
         "evaluate": evaluate, "predict": predict, "calibrate": calibrate, "check": check,
-        "export": export, "sample": sample, "synth": synth, "methods": methods, "inspect": show,
+        "export": export, "sample": sample, "synth": synth, "teach": teach,
+        "methods": methods, "inspect": show,
     }  # fmt: skip
     for name, function in commands.items():
         app.command(name)(function)
@@ -70,6 +72,7 @@ def main(argv: list[str] | None = None) -> None:
     --fail-on-anomaly, 130 interrupted."""
     spin_briefly()
     args = sys.argv[1:] if argv is None else argv
+    args = spread(args) if args[:1] == ["teach"] else args
     as_json = "--json" in args
     if args == ["--version"]:
         from importlib.metadata import version

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -23,17 +23,18 @@ from amiss.learning.normals import Normals, fingerprint
 from amiss.learning.processes import join_others
 from amiss.methods.base import Detector
 from amiss.run import Run, warn
-from amiss.types import Record, UInt8
+from amiss.types import ANOMALOUS, NORMAL, Record, UInt8
 from amiss.versions import versions
 
 _NO_THRESHOLD = "One image cannot calibrate a threshold: scores are raw, nothing is decided."
 
 
-def fit(
+def fit(  # noqa: PLR0913 - what is learned from, and how it is looked at
     detector: Detector,
     data: Source,
     *,
     anomalous: Source | None = None,
+    also_normal: Source | None = None,
     max_false_alarm: float = 0.01,
     roi: str | Path | None = None,
     window: str = "percentile",
@@ -47,6 +48,8 @@ def fit(
             images of `data`: a source as well, of which all images that are not normal count, or
             a list of paths, or a folder of defective images alone. They are seen from then on:
             `evaluate` leaves them out.
+        also_normal: more normal images to learn from, such as false alarms. They were picked, so
+            they say nothing of how often there is a false alarm, and set no threshold.
         max_false_alarm: share of normal images that may be called anomalous, in (0, 1).
         roi: one mask for all images, white where to look.
         window: intensity window of images with more than 8 bits.
@@ -70,17 +73,19 @@ def fit(
             hint="Put normal images in a folder of their own, or in one named good.",
         )
     known = _known_records(detector, dataset, anomalous)
+    more = _more_normals(records, also_normal)
     run.say(dataset.describe())
     started = time.perf_counter()
     stream = ImageStream(
-        records, size=detector.image_size, mode=detector.config.resize_mode,
+        [*records, *more], size=detector.image_size, mode=detector.config.resize_mode,
         roi=None if roi is None else Path(roi), window=window,
     )  # fmt: skip
     defects = None
     if known:
         run.say(f"{len(known)} known defects to learn from")
-        defects = KnownDefects(dataclasses.replace(stream, records=known))
-    learned = _learned(detector.blank(), Normals(stream), defects, max_false_alarm, dataset, run)
+        defects = KnownDefects(replace(stream, records=known))
+    lesson = _Lesson(dataset, Normals(stream), len(records), defects)
+    learned = _learned(detector.blank(), lesson, max_false_alarm, run)
     learned.training_facts |= {
         "fitted_at": datetime.now(UTC).isoformat(timespec="seconds"),
         "window": window,
@@ -123,19 +128,40 @@ def _known_records(detector: Detector, dataset: Dataset, anomalous: Source | Non
     return list(known.values())
 
 
-def _learned(
-    detector: Detector,
-    images: Normals,
-    defects: KnownDefects | None,
-    max_false_alarm: float,
-    dataset: Dataset,
-    run: Run,
-) -> Detector:
+def _more_normals(records: Sequence[Record], also_normal: Source | None) -> list[Record]:
+    """The images of `also_normal` that are not among `records`; raises DataError for a set with
+    anomalous ones in it, which are not told apart by themselves."""
+    if also_normal is None:
+        return []
+    found = index(also_normal)
+    strange = [r for r in found.records if r.label == ANOMALOUS]
+    if strange:
+        raise DataError(
+            f"{found.name} holds {len(strange)} anomalous images, and is to be learned as normal.",
+            hint="Give a folder of normal images alone.",
+        )
+    there = {(r.path, r.crop) for r in records}
+    return [replace(r, label=NORMAL) for r in found.records if (r.path, r.crop) not in there]
+
+
+class _Lesson(NamedTuple):
+    """What is learned from: normal images, of which those from `original` on set no threshold, and
+    known defects or None."""
+
+    dataset: Dataset
+    images: Normals
+    original: int
+    defects: KnownDefects | None
+
+
+def _learned(detector: Detector, lesson: _Lesson, max_false_alarm: float, run: Run) -> Detector:
     """The blank `detector` after it has learned and been calibrated."""
+    dataset, images, original, defects = lesson
     if defects is None:
         held_out = detector.learn(images, run)
     else:
         held_out = detector.learn_with(images, defects, run)
+    held_out = held_out.below(original)
     detector.eval()
     if len(held_out.scores):
         found = calibrate(
@@ -146,7 +172,7 @@ def _learned(
         if found.notes and judged < len(images):  # the method learns from some and judges others
             needed = math.ceil(enough(max_false_alarm) * len(images) / judged)
             more = f"This method judges {held_out.how}; about {needed} in all would do."
-            found = dataclasses.replace(found, notes=(*found.notes, more))
+            found = replace(found, notes=(*found.notes, more))
         detector.calibration = found
     normal_digests = images.digest_rows(len(images)).numpy()
     detector.training_digests = normal_digests
@@ -158,6 +184,7 @@ def _learned(
     detector.training_facts = {
         **_data_facts(dataset, records, normal_digests),
         "known_defects": known,
+        "added_normals": [dataset.key(record) for record in records[original:]],
         "seed": run.seed,
         "least_normal": _least_normal(dataset, records, held_out),
         "versions": versions(),

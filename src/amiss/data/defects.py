@@ -70,8 +70,11 @@ def anomalous_records(source: Source, mask_dir: str | Path | None = None) -> lis
     is_path = isinstance(source, str | Path) and Path(source).is_dir()
     if is_path and scan(Path(str(source))).images and index(source).layout == "flat":
         return _flat_defects(Path(str(source)), mask_dir)
+    paths = _listed_paths(source)
+    if paths:
+        return _listed_defects(paths, mask_dir)
     dataset = index(source, mask_dir=mask_dir)
-    found = [r for r in dataset.records if _is_list_of_paths(source) or r.label != NORMAL]
+    found = [r for r in dataset.records if r.label != NORMAL]
     if not found:
         raise DataError(
             f"{dataset.name} holds no anomalous image.",
@@ -80,11 +83,30 @@ def anomalous_records(source: Source, mask_dir: str | Path | None = None) -> lis
     return [replace(record, label=ANOMALOUS) for record in found]
 
 
-def _is_list_of_paths(source: Source) -> bool:
-    """Whether there are no labels in it: `index` takes all for normal then."""
+def _listed_paths(source: Source) -> list[Path]:
+    """Those of a list of paths; none of any other source."""
     if isinstance(source, str) or not isinstance(source, Sequence):
-        return False
-    return not any(isinstance(one, Record) for one in source)
+        return []
+    return [Path(one) for one in source if isinstance(one, str | Path)]
+
+
+def _listed_defects(paths: Sequence[Path], mask_dir: str | Path | None) -> list[Record]:
+    """Images by name, with their masks; masks that are named among them are no images.
+
+    Raises DataError for a path that is no file.
+    """
+    records: list[Record] = []
+    beside = {folder: _flat_defects(folder, mask_dir) for folder in {p.parent for p in paths}}
+    known = {r.path.resolve(): r for found in beside.values() for r in found}
+    masks = {m.resolve() for r in known.values() for m in r.masks}
+    for path in paths:
+        if not path.is_file():
+            raise DataError(f"{path}: there is no such file.")
+        if path.resolve() in known:
+            records.append(replace(known[path.resolve()], path=path))
+        elif path.resolve() not in masks:
+            records.append(Record(path, ANOMALOUS))
+    return records
 
 
 def defect_records(source: Source, mask_dir: str | Path | None = None) -> list[Record]:

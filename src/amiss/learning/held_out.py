@@ -35,6 +35,20 @@ class HeldOut(NamedTuple):
     map_medians: Float64 | None
     how: str
 
+    def below(self, count: int) -> HeldOut:
+        """Those of the images with a number below `count`; the others were picked."""
+        mine = self.indices < count
+        if mine.all():
+            return self
+
+        def of(values: Float64 | None) -> Float64 | None:
+            # Where only some images have a map, which ones is not known.
+            return values[mine] if values is not None and len(values) == len(mine) else values
+
+        more = f"{self.how}; {int((~mine).sum())} images that were added are not among them"
+        return HeldOut(self.indices[mine], self.scores[mine], of(self.map_maxima),
+                       of(self.map_medians), more)  # fmt: skip
+
 
 class _Row(NamedTuple):
     number: int

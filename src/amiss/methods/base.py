@@ -151,6 +151,7 @@ class Detector(nn.Module, ABC):
         data: Source,
         *,
         anomalous: Source | None = None,
+        also_normal: Source | None = None,
         max_false_alarm: float = 0.01,
         roi: str | Path | None = None,
         window: str = "percentile",
@@ -160,8 +161,8 @@ class Detector(nn.Module, ABC):
         from amiss.fit import fit
 
         fit(
-            self, data, anomalous=anomalous, max_false_alarm=max_false_alarm, roi=roi,
-            window=window, run=run,
+            self, data, anomalous=anomalous, also_normal=also_normal,
+            max_false_alarm=max_false_alarm, roi=roi, window=window, run=run,
         )  # fmt: skip
         return self
 

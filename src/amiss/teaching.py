@@ -1,0 +1,297 @@
+"""`teach`: a better detector from the defects that one missed, and from its false alarms.
+
+False alarms are learned as normal images, by the method that the detector is of. Missed defects
+take a method that learns from defects: the detector becomes a BGAD over the same normal images,
+with what it has in common with the one before; a BGAD learns all defects it was ever shown.
+
+Whatever was taught is seen, and judged by neither the old nor the new detector.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from amiss.artifact import load, save
+from amiss.data.decoding import read_bytes
+from amiss.data.defects import anomalous_records
+from amiss.data.index import LAYOUTS, Dataset, Source, find_again, index
+from amiss.data.stream import digest
+from amiss.errors import ArtifactError, DataError, OptionError
+from amiss.evaluation import evaluate
+from amiss.fit import fit
+from amiss.methods.base import Detector
+from amiss.outcome import Report
+from amiss.run import Run
+from amiss.types import ANOMALOUS, NORMAL, Record
+
+ON_A_CPU: dict[str, Any] = {
+    "epochs": 20, "cell_share": 0.1, "vectors": 1024, "learning_rate": 2e-3, "standardize": True,
+}  # fmt: skip
+"""Of the BGAD that takes over from another method: minutes on two cores; see its page."""
+
+
+class Taught(NamedTuple):
+    """The new `detector`, and both judged on the same images, which neither has seen; None where
+    there were none to judge on. `shown_kinds` of defects are among those that were taught."""
+
+    detector: Detector
+    before: Report | None
+    after: Report | None
+    shown_kinds: tuple[str, ...]
+
+    def describe(self) -> str:
+        """Recall by kind and false alarms, before and after, for a person."""
+        if self.before is None or self.after is None:
+            return "There are no labelled images that neither detector has seen to compare them on."
+        points = self.before.operating_point, self.after.operating_point
+        lines = [f"{'':<34}{'before':>14}{'after':>14}"]
+
+        def row(name: str, values: Sequence[str]) -> None:
+            lines.append(f"{name:<34}{values[0]:>14}{values[1]:>14}")
+
+        if points[0]["n_anomalous"]:
+            row("caught", [f"{p['detected']} of {p['n_anomalous']}" for p in points])
+            for kind in sorted(points[0]["recall_by_kind"]):
+                told = "taught" if kind in self.shown_kinds else "not taught"
+                found = [p["recall_by_kind"][kind] for p in points]
+                row(f"  {kind} ({told})", [f"{caught} of {total}" for caught, total in found])
+        if points[0]["n_normal"]:
+            row("false alarms", [f"{p['false_alarms']} of {p['n_normal']}" for p in points])
+        for name in ("image_auroc", "pixel_auroc", "aupro"):
+            if name in self.before.metrics and name in self.after.metrics:
+                row(name, [f"{r.metrics[name]:.4f}" for r in (self.before, self.after)])
+        return "\n".join(lines)
+
+
+def teach(  # noqa: PLR0913 - what is taught, on what, and how it is judged
+    detector: Detector,
+    *,
+    anomalous: Source | None = None,
+    normal: Source | None = None,
+    data: Source | None = None,
+    judge: Source | None = None,
+    roi: str | Path | None = None,
+    options: dict[str, Any] | None = None,
+    run: Run | None = None,
+) -> Taught:
+    """Teach a fitted detector what it got wrong; the one that is given stays as it is.
+
+    Args:
+        anomalous: missed defects: anything that `amiss.fit.fit` takes for known defects.
+        normal: false alarms: a folder or list of normal images.
+        data: the normal images that the detector was fitted on, where they do not lie where they
+            did, or were a list; only those with the same content count.
+        judge: labelled images to judge both detectors on; the test images of the set that the
+            detector was fitted on, where that has some.
+        roi: the mask that the detector was fitted with, which its file does not hold whole.
+        options: of the new detector's method, instead of those it takes over.
+
+    Raises:
+        OptionError: nothing to teach.
+        DataError: normal images that the detector has learned from are not found.
+    """
+    run = run or Run()
+    detector.require_fitted()
+    if anomalous is None and normal is None:
+        raise OptionError(
+            "There is nothing to teach.",
+            hint="Give missed defects (anomalous), false alarms (normal), or both.",
+        )
+    original = _original(detector, data)
+    _require_roi(detector, roi)
+    missed = [] if anomalous is None else anomalous_records(anomalous)
+    known = [*_known_before(detector), *missed]
+    if known and not missed and not detector.learns_from_anomalies:
+        known = []
+    alarms = [*_added_before(detector), *(index(normal).records if normal is not None else ())]
+    learner = _learner(detector, bool(missed), options or {})
+    calibration = detector.calibration
+    rate = 0.01 if calibration is None else calibration.max_false_alarm
+    fit(
+        learner, original, anomalous=known or None,
+        also_normal=[dataclasses.replace(r, label=NORMAL) for r in alarms] or None,
+        max_false_alarm=rate, roi=roi,
+        window=str(detector.training_facts.get("window", "percentile")), run=run,
+    )  # fmt: skip
+    learner.training_facts["taught"] = [
+        *detector.training_facts.get("taught", ()),
+        {
+            "at": datetime.now(UTC).isoformat(timespec="seconds"),
+            "defects": [str(r.path) for r in missed],
+            "normals": [str(r.path) for r in alarms[len(_added_before(detector)) :]],
+            "method_before": detector.id,
+        },
+    ]
+    before, after, shown = _compared(detector, learner, judge, missed)
+    return Taught(learner, before, after, shown)
+
+
+def _learner(detector: Detector, has_missed: bool, options: dict[str, Any]) -> Detector:
+    """An unfitted detector to teach: of the same method, or a BGAD."""
+    if not has_missed or detector.learns_from_anomalies:
+        return type(detector)(**{**vars(detector.config), **options})
+    from amiss.methods.bgad import BGAD, BGADConfig
+
+    theirs = {f.name for f in dataclasses.fields(BGADConfig)}
+    shared = ("image_size", "resize", "backbone", "weights", "normalization")
+    alike = {k: v for k, v in vars(detector.config).items() if k in shared and k in theirs}
+    if not hasattr(detector.config, "backbone"):
+        alike.pop("image_size", None)  # that of a small network of its own
+    return BGAD(**{**alike, **ON_A_CPU, **options})
+
+
+def _original(detector: Detector, data: Source | None) -> Dataset:
+    """The normal images that the detector has learned from, as a set of its own; those that were
+    taught later are not among them."""
+    facts = detector.training_facts
+    added = set(facts.get("added_normals", ()))
+    keys = [key for key in facts["files"] if key not in added]
+    learned = {bytes(row) for row in detector.training_digests}
+    if data is not None:
+        given = index(data)
+        records = [r for r in given.records if r.label == NORMAL and _digest(r) in learned]
+        name, root = given.name, given.root
+    else:
+        root = None if facts["root"] is None else Path(facts["root"])
+        found = _indexed_again(facts)
+        by_key = {} if found is None else {found.key(r): r for r in found.records}
+        records = [by_key.get(key) or _record(key, root) for key in keys]
+        records = [r for r in records if r.path.is_file() or r.path.parent.is_file()]
+        name = str(facts["name"])
+    if len(records) < len(keys):
+        raise DataError(
+            f"Of {len(keys)} normal images that the detector has learned from, {len(records)} were "
+            f"found{'' if data is not None else f' below {root}'}.",
+            hint="Say where they are with data, or fit anew.",
+        )
+    train = tuple(dataclasses.replace(r, split="train") for r in records)
+    return Dataset(name, str(facts["layout"]), root, train)
+
+
+def _record(key: str, root: Path | None) -> Record:
+    path, crop = find_again(key, root)
+    return Record(path, NORMAL, split="train", crop=crop)
+
+
+def _indexed_again(facts: dict[str, Any]) -> Dataset | None:
+    """The set that a detector was fitted on, with its test images, where it can be found."""
+    if facts["root"] is None or facts["layout"] not in LAYOUTS:
+        return None
+    root = Path(facts["root"])
+    name = str(facts["name"])
+    try:
+        return index(name if name.startswith("elpv") else root, layout=None)
+    except DataError:
+        return None
+
+
+def _digest(record: Record) -> bytes:
+    return digest(read_bytes(record.path), record.crop)
+
+
+def _known_before(detector: Detector) -> list[Record]:
+    """The defects that a detector was shown."""
+    facts = detector.training_facts
+    root = None if facts["root"] is None else Path(facts["root"])
+    found = _indexed_again(facts)
+    by_key = {} if found is None else {found.key(r): r for r in found.records}
+    records = []
+    for key in facts.get("known_defects", ()):
+        record = by_key.get(key) or _record(key, root)
+        if not record.path.is_file():
+            raise DataError(
+                f"The defect {record.path}, which the detector was shown, is not there any more.",
+                hint="Put it back, or fit anew.",
+            )
+        records.append(dataclasses.replace(record, label=ANOMALOUS))
+    return records
+
+
+def _added_before(detector: Detector) -> list[Record]:
+    """The false alarms that a detector was taught."""
+    facts = detector.training_facts
+    root = None if facts["root"] is None else Path(facts["root"])
+    return [_record(key, root) for key in facts.get("added_normals", ())]
+
+
+def _require_roi(detector: Detector, roi: str | Path | None) -> None:
+    name = detector.training_facts.get("roi")
+    if name is not None and roi is None:
+        raise OptionError(
+            f"The detector was fitted with the region of interest {name}.",
+            hint="Give that mask again, as roi.",
+        )
+
+
+def _compared(
+    old: Detector, new: Detector, judge: Source | None, missed: Sequence[Record]
+) -> tuple[Report | None, Report | None, tuple[str, ...]]:
+    """Both judged on what neither has seen, and the kinds of defects that were taught."""
+    dataset = _indexed_again(old.training_facts) if judge is None else index(judge)
+    if dataset is None:
+        return None, None, ()
+    seen = {bytes(row) for d in (old, new) for row in (*d.training_digests, *d.labelled_digests)}
+    content = {record: _digest(record) for record in dataset.test}
+    shown = {bytes(_digest(r)) for r in missed}
+    kinds = {r.kind or "" for r, known in content.items() if known in shown}
+    kinds |= {r.kind for r in missed if r.kind}
+    rest = [r for r in dataset.test if content[r] not in seen and r.label is not None]
+    if not rest:
+        return None, None, tuple(sorted(kinds))
+    judged = dataclasses.replace(
+        dataset, records=tuple(dataclasses.replace(r, split="test") for r in rest),
+        has_drawn_split=False,
+    )  # fmt: skip
+    metrics = old.metrics
+    before = evaluate(old, judged)
+    old.metrics = metrics
+    return before, evaluate(new, judged), tuple(sorted(kinds))
+
+
+# --- versions of a file ------------------------------------------------------------------------
+
+
+def teach_file(path: str | Path, **lesson: Any) -> Taught:
+    """`teach` the detector of a file, which then holds the new one; the old one stays beside it as
+    NAME.amiss.1, .2 and so on. Arguments as in `teach`."""
+    path = Path(path)
+    taught = teach(load(path), **lesson)
+    kept = path.with_name(f"{path.name}.{len(versions_of(path)) + 1}")
+    fresh = path.with_name(f".{path.name}.taught")
+    try:
+        save(taught.detector, fresh)
+        path.replace(kept)
+        fresh.replace(path)
+    finally:
+        fresh.unlink(missing_ok=True)
+    return taught
+
+
+def undo(path: str | Path) -> Path:
+    """Put the detector back that a file held before it was last taught; the file it came from is
+    gone then. Raises ArtifactError where there is none."""
+    path = Path(path)
+    versions = versions_of(path)
+    if not versions:
+        raise ArtifactError(
+            f"{path} was not taught: no {path.name}.1 lies beside it.",
+            hint="Name the file that `amiss teach` has written.",
+        )
+    versions[-1].replace(path)
+    return versions[-1]
+
+
+def versions_of(path: Path) -> list[Path]:
+    """The detectors that a file held before, the first one first."""
+    numbered = re.compile(re.escape(path.name) + r"\.(\d+)")
+    found = {
+        int(match[1]): other
+        for other in path.parent.iterdir()
+        if (match := numbered.fullmatch(other.name)) is not None
+    }
+    return [found[number] for number in sorted(found)]
