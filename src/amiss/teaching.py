@@ -114,7 +114,7 @@ def teach(  # noqa: PLR0913 - what is taught, on what, and how it is judged
     rate = 0.01 if calibration is None else calibration.max_false_alarm
     fit(
         learner, original, anomalous=known or None,
-        also_normal=[dataclasses.replace(r, label=NORMAL) for r in alarms] or None,
+        also_normal=alarms or None,
         max_false_alarm=rate, roi=roi,
         window=str(detector.training_facts.get("window", "percentile")), run=run,
     )  # fmt: skip

@@ -1,0 +1,223 @@
+"""`teach`: missed defects and false alarms, figures before and after, versions and undo."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import amiss
+from amiss import BGAD, NFAD, PaDiM, PatchCore
+from amiss.cli_teach import spread
+from amiss.data.defects import anomalous_records
+from amiss.errors import ArtifactError, DataError, OptionError
+from amiss.fit import fit
+from amiss.teaching import teach, teach_file, undo, versions_of
+from commands import amiss as command
+from made_images import spoil, texture, textures, write
+
+TINY: dict[str, Any] = {
+    "backbone": "test_efficientnet", "weights": "random", "image_size": (48, 64),
+    "layers": ("4", "8"),
+}  # fmt: skip
+QUICK: dict[str, Any] = {"blocks": 2, "epochs": 6, "normal_epochs": 2, "vectors": 128}
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """An MVTec layout: normal textures; two kinds of defects, one with masks; false alarms."""
+    root = tmp_path / "parts"
+    textures(root / "train" / "good", 8, seed=1)
+    textures(root / "test" / "good", 3, seed=2)
+    textures(root / "test" / "spot", 5, seed=3, defects=True, masks=root / "ground_truth")
+    textures(root / "test" / "stain", 4, seed=4, defects=True)
+    textures(tmp_path / "alarms", 2, seed=5)
+    return root
+
+
+def patchcore(folder: Path, **options: Any) -> Any:
+    detector = PatchCore(**TINY, coreset_ratio=0.1)
+    return fit(detector, folder, max_false_alarm=0.2, **options)
+
+
+def spots(folder: Path, count: int = 2) -> list[Path]:
+    return sorted((folder / "test" / "spot").glob("*.png"))[:count]
+
+
+def paths(report: Any) -> set[str]:
+    return {Path(row.path).parent.name + "/" + Path(row.path).name for row in report.judged}
+
+
+def test_missed_defects_make_a_bgad_of_any_detector(folder: Path) -> None:
+    old = patchcore(folder)
+    scores = [old.predict(path).score for path in spots(folder)]
+    taught = teach(old, anomalous=spots(folder), options=QUICK)
+    new = taught.detector
+    assert isinstance(new, BGAD) and new.image_size == (48, 64)
+    assert new.config.backbone == "test_efficientnet" and new.config.weights == "random"
+    assert new.facts["defects"] == 2
+    assert new.training_facts["n_normal"] == 8
+    assert new.calibration.max_false_alarm == 0.2
+    assert [old.predict(path).score for path in spots(folder)] == scores
+    (lesson,) = new.training_facts["taught"]
+    assert lesson["method_before"] == "patchcore" and len(lesson["defects"]) == 2
+
+
+def test_both_are_judged_on_what_neither_has_seen(folder: Path) -> None:
+    taught = teach(patchcore(folder), anomalous=spots(folder), options=QUICK)
+    assert taught.before is not None and taught.after is not None
+    assert paths(taught.before) == paths(taught.after)
+    assert len(taught.before.judged) == 3 + 3 + 4
+    assert not paths(taught.before) & {f"spot/{path.name}" for path in spots(folder)}
+    assert taught.shown_kinds == ("spot",)
+    told = taught.describe()
+    assert "spot (taught)" in told and "stain (not taught)" in told and "false alarms" in told
+    assert "before" in told.splitlines()[0]
+
+
+def test_copies_of_test_images_are_known_by_their_content(folder: Path, tmp_path: Path) -> None:
+    missed = tmp_path / "missed"
+    missed.mkdir()
+    for path in spots(folder):
+        (missed / f"copy of {path.name}").write_bytes(path.read_bytes())
+    taught = teach(patchcore(folder), anomalous=missed, options=QUICK)
+    assert taught.after is not None and len(taught.after.judged) == 10
+    assert taught.shown_kinds == ("spot",)
+
+
+def test_false_alarms_are_learned_as_normal_and_set_no_threshold(folder: Path) -> None:
+    alarms = folder.parent / "alarms"
+    for old in (patchcore(folder), fit(PaDiM(**TINY, dim=10), folder, max_false_alarm=0.2)):
+        before = [old.predict(path).score for path in sorted(alarms.iterdir())]
+        taught = teach(old, normal=alarms)
+        new = taught.detector
+        assert type(new) is type(old) and new.config == old.config
+        assert new.training_facts["n_normal"] == 10
+        assert len(new.calibration.scores) == 8
+        assert "2 images that were added are not among them" in new.calibration.how
+        after = [new.predict(path).score for path in sorted(alarms.iterdir())]
+        assert all(b < a for a, b in zip(before, after, strict=True))
+        assert taught.after is not None and len(taught.after.judged) == 12
+        again = teach(new, normal=[str(path) for path in spots(folder, 1)]).detector
+        assert again.training_facts["n_normal"] == 11
+        assert len(again.training_facts["taught"]) == 2
+        assert len(again.calibration.scores) == 8
+
+
+def test_a_bgad_learns_on_with_all_that_it_was_shown(folder: Path) -> None:
+    first = BGAD(**TINY, **QUICK, batch_size=4)
+    fit(first, folder, anomalous=spots(folder, 1), max_false_alarm=0.5)
+    taught = teach(first, anomalous=spots(folder, 3)[1:])
+    assert taught.detector.facts["defects"] == 3
+    assert taught.detector.config == first.config
+    both = teach(taught.detector, normal=folder.parent / "alarms").detector
+    assert both.facts["defects"] == 3 and both.training_facts["n_normal"] == 10
+
+
+def test_a_set_to_judge_on_may_be_given(folder: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    textures(other / "good", 4, seed=8)
+    textures(other / "dent", 2, seed=9, defects=True)
+    taught = teach(patchcore(folder), anomalous=spots(folder), judge=other, options=QUICK)
+    assert taught.after is not None
+    assert taught.after.operating_point["recall_by_kind"].keys() == {"dent"}
+    assert "dent (not taught)" in taught.describe()
+
+
+def test_images_that_moved_are_found_by_their_content(folder: Path, tmp_path: Path) -> None:
+    old = patchcore(folder)
+    moved = folder.rename(tmp_path / "moved")
+    with pytest.raises(DataError, match=r"Of 8 normal images .* 0 were found"):
+        teach(old, normal=folder.parent / "alarms")
+    write(texture(np.random.default_rng(99)), moved / "train" / "good" / "new.png")
+    taught = teach(old, normal=folder.parent / "alarms", data=moved)
+    assert taught.detector.training_facts["n_normal"] == 10
+    (moved / "train" / "good" / "000.png").unlink()
+    with pytest.raises(DataError, match=r"Of 8 normal images .* 7 were found"):
+        teach(old, normal=folder.parent / "alarms", data=moved)
+
+
+def test_what_cannot_be_taught_is_refused(folder: Path, tmp_path: Path) -> None:
+    old = patchcore(folder)
+    with pytest.raises(OptionError, match="nothing to teach"):
+        teach(old)
+    with pytest.raises(DataError, match="holds 9 anomalous images, and"):
+        teach(old, normal=folder)
+    with pytest.raises(DataError, match="no such file"):
+        teach(old, anomalous=[folder / "nothing.png"])
+    mask = np.full((60, 80), 255, np.uint8)
+    roi = write(mask, tmp_path / "roi.png")
+    with_roi = patchcore(folder, roi=roi)
+    with pytest.raises(OptionError, match=r"region of interest roi\.png"):
+        teach(with_roi, normal=folder.parent / "alarms")
+    assert teach(with_roi, normal=folder.parent / "alarms", roi=roi).detector.roi is not None
+
+
+def test_a_file_keeps_its_versions_and_gives_them_back(folder: Path, tmp_path: Path) -> None:
+    path = patchcore(folder).save(tmp_path / "part.amiss")
+    first = path.read_bytes()
+    teach_file(path, normal=folder.parent / "alarms")
+    second = path.read_bytes()
+    teach_file(path, anomalous=spots(folder), options=QUICK)
+    assert [v.name for v in versions_of(path)] == ["part.amiss.1", "part.amiss.2"]
+    assert isinstance(amiss.load(path), BGAD)
+    undo(path)
+    assert path.read_bytes() == second and len(versions_of(path)) == 1
+    undo(path)
+    assert path.read_bytes() == first and not versions_of(path)
+    with pytest.raises(ArtifactError, match="was not taught"):
+        undo(path)
+
+
+def test_a_file_stays_as_it_is_where_teaching_fails(folder: Path, tmp_path: Path) -> None:
+    path = patchcore(folder).save(tmp_path / "part.amiss")
+    before = {p.name: p.read_bytes() for p in tmp_path.iterdir() if p.is_file()}
+    with pytest.raises(DataError):
+        teach_file(path, normal=folder)
+    assert {p.name: p.read_bytes() for p in tmp_path.iterdir() if p.is_file()} == before
+
+
+def test_the_command(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = patchcore(folder).save(tmp_path / "part.amiss")
+    alarms = sorted((folder.parent / "alarms").iterdir())
+    found = command(capsys, "teach", path, "--normal", *alarms)
+    assert found.status == 0, found.err
+    assert "caught" in found.out and "--undo" in found.out
+    told = command(capsys, "teach", path, "--normal", alarms[0], "--judge", folder, "--json").json
+    assert told["method"] == "patchcore" and told["after"]["operating_point"]["n_normal"] == 3
+    assert len(versions_of(path)) == 2
+    assert "as it was in part.amiss.2" in command(capsys, "teach", path, "--undo").out
+    assert command(capsys, "teach", path, "--undo", "--json").json["undone"] == "part.amiss.1"
+    failed = command(capsys, "teach", path, "--undo")
+    assert failed.status == 1 and "was not taught" in failed.err
+    for wrong in (["--undo", "--normal", alarms[0]], ["--mask-dir", tmp_path], []):
+        assert command(capsys, "teach", path, *wrong).status == 1
+
+
+def test_names_are_put_before_each_of_several_paths() -> None:
+    given = ["teach", "p.amiss", "--anomalous", "a", "b", "c", "--roi", "m", "--normal", "x", "y"]
+    assert spread(given) == [
+        "teach", "p.amiss", "--anomalous", "a", "--anomalous", "b", "--anomalous", "c",
+        "--roi", "m", "--normal", "x", "--normal", "y",
+    ]  # fmt: skip
+
+
+def test_masks_among_listed_images_are_masks(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    for name in ("a", "b"):
+        image = texture(rng)
+        mask = spoil(image, 10, 10)
+        write(image, tmp_path / f"{name}.png")
+        if name == "a":
+            write(mask.astype(np.uint8) * 255, tmp_path / "a_mask.png")
+    found = anomalous_records(sorted(tmp_path.glob("*.png")))
+    assert [(r.path.name, len(r.masks)) for r in found] == [("a.png", 1), ("b.png", 0)]
+    assert all(r.label == 1 for r in found)
+
+
+def test_nfad_is_taught_defects_as_a_bgad_of_the_same_layers(folder: Path) -> None:
+    old = fit(NFAD(**TINY, blocks=2, epochs=2, batch_size=4), folder, max_false_alarm=0.5)
+    new = teach(old, anomalous=spots(folder), options=QUICK).detector
+    assert isinstance(new, BGAD)
