@@ -25,6 +25,7 @@ from amiss.errors import ArtifactError, DataError, OptionError
 from amiss.evaluation import evaluate
 from amiss.fit import fit
 from amiss.methods.base import Detector
+from amiss.nn.backbone import DEFAULT_BACKBONE
 from amiss.outcome import Report
 from amiss.run import Run
 from amiss.types import ANOMALOUS, NORMAL, Record
@@ -33,6 +34,7 @@ ON_A_CPU: dict[str, Any] = {
     "epochs": 20, "cell_share": 0.1, "vectors": 1024, "learning_rate": 2e-3, "standardize": True,
 }  # fmt: skip
 """Of the BGAD that takes over from another method: minutes on two cores; see its page."""
+_LAYERS = ("8", "16", "32")  # of the embedded network, with these
 
 
 class Taught(NamedTuple):
@@ -142,6 +144,8 @@ def _learner(detector: Detector, has_missed: bool, options: dict[str, Any]) -> D
     alike = {k: v for k, v in vars(detector.config).items() if k in shared and k in theirs}
     if not hasattr(detector.config, "backbone"):
         alike.pop("image_size", None)  # that of a small network of its own
+    if alike.get("backbone", DEFAULT_BACKBONE) == DEFAULT_BACKBONE:
+        alike["layers"] = _LAYERS
     return BGAD(**{**alike, **ON_A_CPU, **options})
 
 
