@@ -25,7 +25,8 @@ from machine import answer, child, describe, peak_mib, read_task, versions, writ
 from sets import drawn, options_of, title
 
 FLOW: dict[str, Any] = {
-    "layers": ("8", "16", "32"), "epochs": 20, "cell_share": 0.1, "vectors": 1024, "learning_rate": 2e-3, "standardize": True,
+    "layers": ("8", "16", "32"), "epochs": 20, "cell_share": 0.1, "vectors": 1024,
+    "learning_rate": 2e-3, "standardize": True,
 }  # fmt: skip
 SIDES: dict[str, tuple[str, dict[str, Any]]] = {
     "patchcore": ("PatchCore", {}),
