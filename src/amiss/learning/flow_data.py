@@ -52,7 +52,7 @@ def split(images: Normals, extractor: FeatureExtractor, run: Run) -> Parts:
             f"{len(images)} images cannot be trained on and kept apart as well.",
             hint="Give at least three different normal images.",
         )
-    data = TaughtImages(images, mine, run, lambda x: features_of(extractor, x))
+    data = TaughtImages(images, mine, run, lambda x: features_of(extractor, x), on_disk=True)
     return Parts(data, images, apart)
 
 

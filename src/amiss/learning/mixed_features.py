@@ -44,7 +44,7 @@ class MixedFeatures:
         if defects is not None:
             self.labels = torch.from_numpy(_labels(defects))
             self.pictures = _tensor(defects.images)
-            if images.kept is not None:
+            if images.kept is not None or images.half is not None:
                 with torch.no_grad():
                     self.known = features_of(extractor, self.pictures)
 

@@ -13,6 +13,7 @@ from typing import NamedTuple, Protocol, TypeVar
 import torch
 from torch import Tensor
 
+from amiss.learning.half_rows import HalfRows
 from amiss.learning.normals import Normals, to_tensors
 from amiss.memory.plan import ceiling_mib, resident_mib
 from amiss.nn.parallel import ImageWorkers
@@ -23,6 +24,7 @@ Given_co = TypeVar("Given_co", covariant=True)
 Teach = Callable[[Tensor], tuple[Tensor, ...]]
 """(B, 3, H, W) uint8 -> what a frozen network says of them, each (B, ...) float32."""
 
+_CHUNK = 16  # images between two reports of progress
 _SHARE = 0.8  # of the memory that may be used, for what is kept
 
 
@@ -100,39 +102,64 @@ class TaughtBatch(NamedTuple):
 
 
 class TaughtImages(_SomeImages):
-    """Some images of a set, their regions of interest, and what a frozen network says of them."""
+    """Some images of a set, their regions of interest, and what a frozen network says of them.
 
-    def __init__(self, images: Normals, numbers: Int64, run: Run, teach: Teach) -> None:
+    Where there is no room for all of that, the network is asked again for every batch; or, with
+    `on_disk`, what it says is kept in a file in half precision, and images are read again.
+    """
+
+    def __init__(
+        self, images: Normals, numbers: Int64, run: Run, teach: Teach, *, on_disk: bool = False
+    ) -> None:
         super().__init__(images, numbers, run)
         height, width = images.stream.size
         self.kept: tuple[Tensor, Tensor | None, tuple[Tensor, ...]] | None = None
+        self.half: HalfRows | None = None
         with torch.inference_mode():
             first = teach(_read(images, numbers[:1], run).images)
-        per_image = height * width * 4 + sum(4 * target[0].numel() for target in first)
-        if _has_room(len(numbers) * per_image, run):
+        values = sum(target[0].numel() for target in first)
+        if _has_room(len(numbers) * (height * width * 4 + 4 * values), run):
             x, rois = _read(images, numbers, run)
             self.kept = x, rois, self._targets(x, first, teach)
+        elif on_disk and HalfRows.has_disk(len(numbers), values):
+            self.half = self._half(first, teach)
 
     def _targets(self, x: Tensor, first: tuple[Tensor, ...], teach: Teach) -> tuple[Tensor, ...]:
         # Made out here: a tensor that was made without gradients in mind cannot be learned from.
         targets = tuple(torch.empty(len(x), *target.shape[1:]) for target in first)
-        chunk = 16
         with ImageWorkers() as workers:
-            for start in range(0, len(x), chunk):
-                found = workers.map(teach, x[start : start + chunk].split(1))
+            for start in range(0, len(x), _CHUNK):
+                found = workers.map(teach, x[start : start + _CHUNK].split(1))
                 for target, parts in zip(targets, zip(*found, strict=True), strict=True):
-                    target[start : start + chunk] = torch.cat(parts)
-                self.run.progress("features", min(start + chunk, len(x)), len(x))
+                    target[start : start + _CHUNK] = torch.cat(parts)
+                self.run.progress("features", min(start + _CHUNK, len(x)), len(x))
         return targets
+
+    def _half(self, first: tuple[Tensor, ...], teach: Teach) -> HalfRows | None:
+        """What the network says, in a file; None where half precision is too narrow for it."""
+        n = len(self)
+        rows = HalfRows(n, [target.shape[1:] for target in first])
+        with ImageWorkers() as workers:
+            for start in range(0, n, _CHUNK):
+                x = _read(self.images, self.numbers[start : start + _CHUNK], self.run).images
+                found = workers.map(teach, x.split(1))
+                if not rows.put(start, [torch.cat(parts) for parts in zip(*found, strict=True)]):
+                    return None
+                self.run.progress("features", min(start + _CHUNK, n), n)
+        size = rows.row_bytes * n / (1 << 20)
+        self.run.say(f"features: {size:.0f} MiB in half precision in a temporary file")
+        return rows
 
     def reading(self) -> dict[str, str]:
         # A network's last bits differ between one image and a batch of them.
-        return super().reading() | {"targets": "computed" if self.kept is None else "kept"}
+        how = "kept" if self.kept is not None else "half" if self.half is not None else "computed"
+        return super().reading() | {"targets": how}
 
     def at(self, places: Int64) -> TaughtBatch:
         """Those at `places` of this row of images."""
         if self.kept is None:
-            return TaughtBatch(*_read(self.images, self.numbers[places], self.run), None)
+            half = None if self.half is None else self.half.at(places)
+            return TaughtBatch(*_read(self.images, self.numbers[places], self.run), half)
         x, rois, targets = self.kept
         rows = torch.from_numpy(places)
         taught = tuple(target[rows] for target in targets)
