@@ -39,14 +39,17 @@ def option_value(field: Any, value: Any) -> Any:
     if not isinstance(field.default, tuple):
         return value
     if isinstance(field.default[0], int):
-        return _whole_numbers(field.name, value)
+        return _whole_numbers(field.name, value, field.default)
     return tuple(part.strip() for part in value.split(","))
 
 
-def _whole_numbers(name: str, value: str) -> tuple[int, ...]:
+def _whole_numbers(name: str, value: str, default: tuple[int, ...]) -> tuple[int, ...]:
     parts = [part.strip() for part in value.split(",")]
     if not all(part.isdecimal() for part in parts):
-        raise OptionError(f"{name}={value!r} is no list of numbers.", hint="Write them as 33,65.")
+        raise OptionError(
+            f"{name}={value!r} is no list of numbers.",
+            hint=f"Write them as {','.join(map(str, default))}.",
+        )
     return tuple(map(int, parts))
 
 

@@ -346,7 +346,7 @@ def test_rates_and_divisions_are_the_papers() -> None:
     assert DAAD(learning_rate=3e-4).config.rate == 3e-4
     network = DAAD(width=8, items=3)._untrained().maker
     assert [m.memory.items.shape[1] for m in network.memories] == [2048, 1024, 512, 256]
-    with pytest.raises(OptionError, match="cannot be divided"):
+    with pytest.raises(OptionError, match="does not divide a map"):
         DAAD(division=(3, 8, 1))
     with pytest.raises(OptionError, match="adversarial is False"):
         DAAD(gamma=0.5)

@@ -156,5 +156,5 @@ def test_small_maps_are_cut_into_what_they_have() -> None:
     assert division((8, 8, 1), (64, 2, 2)) == (2, 2, 1)
     with pytest.raises(OptionError, match="12 x 16 cells"):
         division((8, 8, 1), (64, 12, 16))
-    with pytest.raises(OptionError, match="cannot be divided"):
+    with pytest.raises(OptionError, match="does not divide a map"):
         BlockMemory((64, 8, 8), (3, 8, 1), 5)

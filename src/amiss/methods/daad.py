@@ -42,6 +42,7 @@ from amiss.run import Run
 from amiss.training import History, Loop, Losses, Player, train
 from amiss.types import Prediction
 
+_EVEN = 0.99  # of the largest entropy: every answer is nearly the mean of all items
 _RATES = (1e-4, 2e-4)  # of DAAD and of DAAD+
 _OF_PLUS = (
     "discriminator_width", "generator_loss", "rec_weight", "adv_weight", "ali_weight", "gamma",
@@ -298,11 +299,13 @@ class DAAD(Detector):
 
     def summary(self) -> str:
         height, width = self.image_size
-        shares = ", ".join(f"{share:.0%}" for share in self.facts["entropy_shares"])
+        entropies = self.facts["entropy_shares"]
+        shares = ", ".join(f"{share:.0%}" for share in entropies)
+        even = " (100% is the mean of all items; a lower temperature reads sharper)"
         return (
             f"{self.config.scales} memories of {self.config.items} items, images of {height} x "
             f"{width} px, from {self.facts['images']} images; read with {shares} of the largest "
-            "entropy"
+            f"entropy{even if min(entropies) > _EVEN else ''}"
         )
 
     # --- storing ---------------------------------------------------------------------------

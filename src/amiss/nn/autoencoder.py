@@ -149,7 +149,8 @@ class SmallAutoencoder(nn.Module):
                 before, after, layer.kernel, layer.stride, padding=1,
                 output_padding=(rest[0], rest[1]), bias=is_last,
             )  # fmt: skip
-            up += [conv_up, nn.Tanh()] if is_last else _convolved(0, after, conv_up)
+            # Last linear: a tanh that starts on the wrong side of a black pixel never leaves it.
+            up += [conv_up] if is_last else _convolved(0, after, conv_up)
             before = after
         self.encoder, self.decoder = nn.Sequential(*down), nn.Sequential(*up)
         self.shape = (widths[-1], *sizes[-1])

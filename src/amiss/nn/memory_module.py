@@ -108,9 +108,10 @@ def division(rates: tuple[int, int, int], shape: tuple[int, int, int]) -> tuple[
     found = (min(rates[0], height), min(rates[1], width), min(rates[2], channels))
     if any(side % rate for rate, side in zip(found, (height, width, channels), strict=True)):
         raise OptionError(
-            f"A map of {height} x {width} cells and {channels} channels cannot be divided by "
-            f"{rates[0]}, {rates[1]} and {rates[2]}.",
-            hint="Choose rates that divide each side at every scale, such as powers of two.",
+            f"division={','.join(map(str, rates))} does not divide a map of {height} x {width} "
+            f"cells and {channels} channels, which one of the scales has.",
+            hint="Choose an image_size that is a power of two times the rates, such as 64x64 or "
+            "256x256 for 8,8,1, or rates that divide each side at every scale.",
         )
     return found
 
