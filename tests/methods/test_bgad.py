@@ -132,10 +132,8 @@ def test_defects_without_masks_are_placed_by_the_map_and_it_is_said(folder: Path
 
 def test_proposed_masks_lie_on_the_defects(folder: Path) -> None:
     from amiss.data.stream import ImageStream
-    from amiss.learning.flow_data import split
     from amiss.learning.known_defects import KnownDefects
-    from amiss.learning.mixed_features import proposed_masks
-    from amiss.learning.normals import Normals
+    from amiss.learning.mixed_features import propose_masks
 
     detector = fitted(NFAD(**TINY | {"epochs": 20}), folder)
     dataset = index(folder)
@@ -143,13 +141,11 @@ def test_proposed_masks_lie_on_the_defects(folder: Path) -> None:
     true = KnownDefects(ImageStream(spots, size=(48, 64)))
     bare = [amiss.Record(r.path, 1) for r in spots]
     defects = KnownDefects(ImageStream(bare, size=(48, 64)))
-    images = Normals(ImageStream(dataset.train, size=(48, 64)))
-    parts = split(images, detector.extractor, Run())
-    proposed_masks(detector.flows, detector.extractor, parts.data, defects, 0.01)
+    propose_masks(detector.flows, detector.extractor, defects)
     for truth, found in zip(true.masks, defects.masks, strict=True):
         assert truth is not None and found is not None
-        assert found.mean() < 0.5
-        assert (found & truth).sum() > 0.5 * truth.sum()
+        assert 0.02 <= found.mean() < 0.06  # more than a fiftieth where the map is at its end
+        assert (found & truth).sum() > 0.5 * found.sum()
     assert defects.is_proposed == [True] * 5 and true.is_proposed == [False] * 5
 
 

@@ -20,9 +20,8 @@ from amiss.nn.backbone import FeatureExtractor
 from amiss.nn.flow_levels import FlowLevels, features_of
 from amiss.types import Bool, Int64, Record, UInt8
 
-_SAMPLED = 64  # normal images to cut from, or that say what is usual on a map, by
-_PIXELS = 4096  # pixels of each
-_LEAST = 0.01  # of an anomalous image, which is taken for its defect at least
+_SAMPLED = 64  # normal images to cut patches from
+_PROPOSED = 0.02  # of an anomalous image, which is taken for its defect where nobody says
 
 
 class MixedFeatures:
@@ -120,32 +119,20 @@ def patch_sources(images: TaughtImages) -> list[UInt8]:
     return found
 
 
-def proposed_masks(
-    flows: FlowLevels, extractor: FeatureExtractor, images: TaughtImages, defects: KnownDefects,
-    beta: float,
-) -> None:  # fmt: skip
-    """Say of the defects without a mask where they may be: where the map is above what all but the
-    share `beta` of the pixels of normal images have, and in the highest hundredth in any case."""
+def propose_masks(flows: FlowLevels, extractor: FeatureExtractor, defects: KnownDefects) -> None:
+    """Say of the defects without a mask where they may be: where the map of the flows so far is
+    highest, in a hundredth or two of what is looked at. More would take in what is normal."""
     with torch.no_grad():
-        dice = np.random.default_rng(0)
-        usual = []
-        for place in dice.permutation(len(images))[:_SAMPLED]:
-            batch = images.at(np.array([place]))
-            found = flows.judge(features_of(extractor, batch.images), batch.rois).anomaly_map
-            assert found is not None
-            inside = found[0] if batch.rois is None else found[0][batch.rois[0]]
-            usual.append(dice.choice(inside.flatten().numpy(), _PIXELS))
-        level = float(np.quantile(np.concatenate(usual), 1 - beta))
         for number, mask in enumerate(defects.masks):
             if mask is not None:
                 continue
-            roi = torch.from_numpy(defects.rois[number : number + 1])
+            inside = defects.rois[number]
             picture = _tensor(defects.images[number : number + 1])
+            roi = torch.from_numpy(inside)[None]
             found = flows.judge(features_of(extractor, picture), roi).anomaly_map
             assert found is not None
-            height = np.where(defects.rois[number], found[0].numpy(), -np.inf)
-            least = float(np.quantile(height[defects.rois[number]], 1 - _LEAST))
-            defects.propose(number, height >= min(level, least))
+            height = np.where(inside, found[0].numpy(), -np.inf)
+            defects.propose(number, height >= np.quantile(height[inside], 1 - _PROPOSED))
 
 
 def _labels(defects: KnownDefects) -> UInt8:

@@ -35,7 +35,7 @@ from amiss.learning.flows import (
 )
 from amiss.learning.held_out import HeldOut
 from amiss.learning.known_defects import KnownDefects
-from amiss.learning.mixed_features import MixedFeatures, patch_sources, proposed_masks
+from amiss.learning.mixed_features import MixedFeatures, patch_sources, propose_masks
 from amiss.learning.normals import Normals
 from amiss.methods.base import Detector
 from amiss.nn.backbone import FeatureExtractor
@@ -233,10 +233,10 @@ class BGAD(Detector):
         unmasked = 0 if defects is None else sum(mask is None for mask in defects.masks)
         if defects is not None and unmasked:
             take_ceilings(flows, extractor, parts.data)
-            proposed_masks(flows, extractor, parts.data, defects, cfg.beta)
+            propose_masks(flows, extractor, defects)
             run.say(
-                f"{unmasked} of {len(defects)} defects have no mask: where the flows find the "
-                "image least likely so far is taken for the defect, and the rest is left out."
+                f"{unmasked} of {len(defects)} defects have no mask: the part of the image that "
+                "the flows find least likely so far is taken for the defect, the rest is left out."
             )
         mixed = MixedFeatures(
             parts.data, defects, self._generator(parts, defects), extractor,
