@@ -64,9 +64,10 @@ class KnownDefects:
         return len(self.images)
 
     def sources(self) -> list[Defect]:
-        """Those whose place is known, to be pasted onto normal images."""
+        """Those whose place was given, to be pasted onto normal images: a proposed place may hold
+        what is normal."""
         return [
             Defect(image, mask)
-            for image, mask in zip(self.images, self.masks, strict=True)
-            if mask is not None
+            for image, mask, guessed in zip(self.images, self.masks, self.is_proposed, strict=True)
+            if mask is not None and not guessed
         ]

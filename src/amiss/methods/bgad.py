@@ -239,17 +239,21 @@ class BGAD(Detector):
                 "the flows find least likely so far is taken for the defect, the rest is left out."
             )
         mixed = MixedFeatures(
-            parts.data, defects, self._generator(parts, defects), extractor,
+            parts.data, defects, self._generator(parts, defects, run), extractor,
             share=cfg.anomalous_share, made=cfg.synthetic_share,
         )  # fmt: skip
         return mixed, unmasked
 
-    def _generator(self, parts: Parts, defects: KnownDefects | None) -> Generator | None:
+    def _generator(self, parts: Parts, defects: KnownDefects | None, run: Run) -> Generator | None:
         cfg = self.config
         if cfg.synthesis == "rpag":
             assert defects is not None
+            sources = defects.sources()
+            if not sources:
+                run.say("none of the defects has a mask, so that rpag has nothing to paste")
+                return None
             return Rpag(
-                defects.sources(), count=cfg.transforms,
+                sources, count=cfg.transforms,
                 placement="in_place" if cfg.placement == "in_place" else "random",
                 foreground=cfg.foreground,
             )  # fmt: skip
