@@ -120,8 +120,8 @@ def patch_sources(images: TaughtImages) -> list[UInt8]:
 
 
 def propose_masks(flows: FlowLevels, extractor: FeatureExtractor, defects: KnownDefects) -> None:
-    """Say of the defects without a mask where they may be: where the map of the flows so far is
-    highest, in a hundredth or two of what is looked at. More would take in what is normal."""
+    """Say of the defects without a mask where they may be: where the image is least likely
+    to the flows so far, in a fiftieth of what is looked at. More would take in what is normal."""
     with torch.no_grad():
         for number, mask in enumerate(defects.masks):
             if mask is not None:
@@ -129,8 +129,7 @@ def propose_masks(flows: FlowLevels, extractor: FeatureExtractor, defects: Known
             inside = defects.rois[number]
             picture = _tensor(defects.images[number : number + 1])
             roi = torch.from_numpy(inside)[None]
-            found = flows.judge(features_of(extractor, picture), roi).anomaly_map
-            assert found is not None
+            found = flows.unlikeliness(features_of(extractor, picture), roi)
             height = np.where(inside, found[0].numpy(), -np.inf)
             defects.propose(number, height >= np.quantile(height[inside], 1 - _PROPOSED))
 

@@ -100,23 +100,30 @@ class FlowLevels(nn.Module):
     def judge(self, features: Sequence[Tensor], roi: Tensor | None) -> Prediction[Tensor]:
         """M = sum over the levels of the upsampled 1 - exp(log p / C - ceiling), whose maximum is
         the score. roi (B, H, W) bool or None."""
-        total: Tensor | None = None
-        for number, log_p in enumerate(self.log_likelihoods(features)):
-            grid = self.grids[number]
-            amiss = 1 - (log_p - self.level(number).ceiling).exp()
-            on_grid = amiss.unflatten(1, grid)
-            upsample = self._upsamplers[grid]
-            if roi is None:
-                found = upsample(on_grid)
-            else:
-                found = upsample(on_grid, roi_cells(roi, grid).unflatten(1, grid))
-            total = found if total is None else total + found
-        assert total is not None
+        below = self._below_ceiling(features)
+        total = self._upsampled([1 - (-amount).exp() for amount in below], roi)
         if roi is None:
             return Prediction(total.flatten(1).amax(1), total)
         # The map may lie below 0, where an image is likelier than all of the training.
         score = total.masked_fill(~roi, -torch.inf).flatten(1).amax(1)
         return Prediction(score, total * roi)
+
+    def unlikeliness(self, features: Sequence[Tensor], roi: Tensor | None) -> Tensor:
+        """(B, H, W): the sum over the levels of the upsampled ceiling - log p / C, which has no end
+        that much of an image could reach."""
+        return self._upsampled(self._below_ceiling(features), roi)
+
+    def _below_ceiling(self, features: Sequence[Tensor]) -> list[Tensor]:
+        found = self.log_likelihoods(features)
+        return [self.level(number).ceiling - log_p for number, log_p in enumerate(found)]
+
+    def _upsampled(self, amounts: Sequence[Tensor], roi: Tensor | None) -> Tensor:
+        """The sum of what the levels say (B, h * w) each, over the pixels (B, H, W)."""
+        maps = []
+        for amount, grid in zip(amounts, self.grids, strict=True):
+            cells = None if roi is None else roi_cells(roi, grid).unflatten(1, grid)
+            maps.append(self._upsamplers[grid](amount.unflatten(1, grid), cells))
+        return torch.stack(maps).sum(0)
 
 
 def features_of(extractor: FeatureExtractor, images: Tensor) -> tuple[Tensor, ...]:
