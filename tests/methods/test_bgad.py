@@ -192,12 +192,14 @@ def test_the_learning_rate_warms_up_and_falls() -> None:
     assert rates[50] == pytest.approx(0.5005)
 
 
-def test_two_thirds_of_a_batch_are_normal(folder: Path) -> None:
+def test_two_thirds_of_a_batch_are_normal(monkeypatch: pytest.MonkeyPatch) -> None:
     from amiss.learning.mixed_features import MixedFeatures
 
     mixed = MixedFeatures.__new__(MixedFeatures)
     mixed.share = BGADConfig().anomalous_share
     assert [mixed.normals_of(n) for n in (2, 3, 4, 32)] == [1, 2, 3, 21]
+    monkeypatch.setattr("amiss.learning.mixed_features.rank_and_size", lambda: (0, 2))
+    assert [mixed.normals_of(n) for n in (4, 32)] == [4, 20]  # shared by two processes
 
 
 def test_an_interrupted_training_ends_as_one_that_was_not(folder: Path, tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from amiss.learning.flow_data import (
     NormalFeatures,
 )
 from amiss.learning.known_defects import KnownDefects
+from amiss.learning.processes import rank_and_size
 from amiss.learning.training_images import TaughtImages
 from amiss.nn.backbone import FeatureExtractor
 from amiss.nn.flow_levels import FlowLevels, features_of
@@ -58,8 +59,10 @@ class MixedFeatures:
         return self.normals.reading()
 
     def normals_of(self, batch_size: int) -> int:
-        """How many images of a batch are normal."""
-        return max(1, min(batch_size - 1, batch_size - round(self.share * batch_size)))
+        """How many images of a batch are normal: of several processes, as many in each."""
+        size = rank_and_size()[1]
+        wanted = max(1, min(batch_size - 1, batch_size - round(self.share * batch_size)))
+        return wanted if size == 1 else max(2 * size, wanted - wanted % size)
 
     def at(self, places: Int64) -> FlowBatch:
         """The normal images at places (b,), and defects by chance, in proportion."""
