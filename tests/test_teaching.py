@@ -221,3 +221,51 @@ def test_nfad_is_taught_defects_as_a_bgad_of_the_same_layers(folder: Path) -> No
     old = fit(NFAD(**TINY, blocks=2, epochs=2, batch_size=4), folder, max_false_alarm=0.5)
     new = teach(old, anomalous=spots(folder), options=QUICK).detector
     assert isinstance(new, BGAD)
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_false_alarms_are_never_held_out(folder: Path, seed: int) -> None:
+    """Of methods that hold a fifth apart: what was picked is learned, and judges nothing."""
+    options = {**TINY, "blocks": 2, "epochs": 1, "batch_size": 4}
+    detector = fit(
+        NFAD(**options), folder, also_normal=folder.parent / "alarms", max_false_alarm=0.5,
+        run=amiss.Run(seed=seed),
+    )  # fmt: skip
+    assert detector.calibration is not None and len(detector.calibration.scores) == 1
+    assert detector.facts["images"] == 9  # of eight and two, one of the eight is held out
+
+
+def test_paths_from_elsewhere_and_their_masks_are_remembered(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    missed = textures(tmp_path / "missed", 3, seed=21, defects=True, masks=tmp_path / "masks")
+    for path in sorted((tmp_path / "masks" / "missed").iterdir()):
+        path.rename(missed / path.name)
+    monkeypatch.chdir(tmp_path)
+    old = patchcore(folder)
+    first = teach(old, anomalous="missed", options=QUICK).detector
+    assert first.facts["unmasked_defects"] == 0
+    taught = teach(first, anomalous=spots(folder, 1), normal=["alarms/000.png"])
+    assert taught.detector.facts["defects"] == 4
+    assert taught.detector.facts["unmasked_defects"] == 1  # the one whose mask lies elsewhere
+    assert taught.shown_kinds == ("spot",)
+    again = teach(taught.detector, normal=["alarms/001.png"])
+    assert again.detector.training_facts["n_normal"] == 10
+    assert again.shown_kinds == ("spot",)  # taught before
+
+
+def test_a_normal_image_that_is_a_missed_defect_is_taken_out(folder: Path) -> None:
+    said: list[str] = []
+    good = sorted((folder / "train" / "good").glob("*.png"))[:1]
+    run = amiss.Run(say=said.append)
+    taught = teach(patchcore(folder), anomalous=good, options=QUICK, run=run)
+    assert taught.detector.training_facts["n_normal"] == 7
+    assert any("1 of the missed defects were among the normal images" in line for line in said)
+
+
+def test_no_version_is_written_over(folder: Path, tmp_path: Path) -> None:
+    path = patchcore(folder).save(tmp_path / "part.amiss")
+    (tmp_path / "part.amiss.3").write_bytes(b"third")
+    teach_file(path, normal=folder.parent / "alarms")
+    assert (tmp_path / "part.amiss.3").read_bytes() == b"third"
+    assert versions_of(path)[-1].name == "part.amiss.4"

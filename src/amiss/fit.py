@@ -13,9 +13,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from amiss.calibration import calibrate, check_rate, enough
+from amiss.data.decoding import read_bytes
 from amiss.data.defects import anomalous_records
 from amiss.data.index import Dataset, Source, index
-from amiss.data.stream import ImageStream
+from amiss.data.stream import ImageStream, digest
 from amiss.errors import CalibrationWarning, DataError, OptionError
 from amiss.learning.held_out import HeldOut
 from amiss.learning.known_defects import KnownDefects
@@ -84,7 +85,7 @@ def fit(  # noqa: PLR0913 - what is learned from, and how it is looked at
     if known:
         run.say(f"{len(known)} known defects to learn from")
         defects = KnownDefects(replace(stream, records=known))
-    lesson = _Lesson(dataset, Normals(stream), len(records), defects)
+    lesson = _Lesson(dataset, Normals(stream, len(records)), defects)
     learned = _learned(detector.blank(), lesson, max_false_alarm, run)
     learned.training_facts |= {
         "fitted_at": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -145,23 +146,23 @@ def _more_normals(records: Sequence[Record], also_normal: Source | None) -> list
 
 
 class _Lesson(NamedTuple):
-    """What is learned from: normal images, of which those from `original` on set no threshold, and
-    known defects or None."""
+    """What is learned from: normal images, and known defects or None."""
 
     dataset: Dataset
     images: Normals
-    original: int
     defects: KnownDefects | None
 
 
 def _learned(detector: Detector, lesson: _Lesson, max_false_alarm: float, run: Run) -> Detector:
     """The blank `detector` after it has learned and been calibrated."""
-    dataset, images, original, defects = lesson
+    dataset, images, defects = lesson
+    if defects is not None:
+        _require_no_contradiction(images, defects)
     if defects is None:
         held_out = detector.learn(images, run)
     else:
         held_out = detector.learn_with(images, defects, run)
-    held_out = held_out.below(original)
+    held_out = held_out.below(images.original)
     detector.eval()
     if len(held_out.scores):
         found = calibrate(
@@ -178,18 +179,39 @@ def _learned(detector: Detector, lesson: _Lesson, max_false_alarm: float, run: R
     detector.training_digests = normal_digests
     records = images.stream.records
     known: list[str] = []
+    masks: list[list[str]] = []
     if defects is not None:  # seen too
         detector.training_digests = np.concatenate([normal_digests, defects.digests])
-        known = [dataset.key(record) for record in defects.records]
+        known = [_key(dataset, record) for record in defects.records]
+        masks = [[str(m.absolute()) for m in record.masks] for record in defects.records]
     detector.training_facts = {
         **_data_facts(dataset, records, normal_digests),
         "known_defects": known,
-        "added_normals": [dataset.key(record) for record in records[original:]],
+        "known_masks": masks,
+        "added_normals": [_key(dataset, record) for record in records[images.original :]],
         "seed": run.seed,
         "least_normal": _least_normal(dataset, records, held_out),
         "versions": versions(),
     }
     return detector
+
+
+def _require_no_contradiction(images: Normals, defects: KnownDefects) -> None:
+    """Raises DataError where an image is to be learned as normal and as a defect."""
+    shown = {bytes(row) for row in defects.digests}
+    twice = [r.path for r in images.stream.records if digest(read_bytes(r.path), r.crop) in shown]
+    if twice:
+        raise DataError(
+            f"{len(twice)} images are given as normal and as defects, such as {twice[0]}.",
+            hint="Take them out of one of the two.",
+        )
+
+
+def _key(dataset: Dataset, record: Record) -> str:
+    """A name under which a record is found again: below the root of its set, or from anywhere."""
+    if dataset.root is None or record.path.is_relative_to(dataset.root):
+        return dataset.key(record)
+    return dataset.key(replace(record, path=record.path.absolute()))
 
 
 def _data_facts(dataset: Dataset, records: Sequence[Record], digests: UInt8) -> dict[str, Any]:
@@ -198,7 +220,7 @@ def _data_facts(dataset: Dataset, records: Sequence[Record], digests: UInt8) -> 
         "layout": dataset.layout,
         "root": None if dataset.root is None else str(dataset.root.absolute()),
         "n_normal": len(records),
-        "files": [dataset.key(record) for record in records],
+        "files": [_key(dataset, record) for record in records],
         "fingerprint": fingerprint(digests),
         "notes": list(dataset.notes),
     }

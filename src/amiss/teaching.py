@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
+import shutil
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -21,7 +22,7 @@ from amiss.data.decoding import read_bytes
 from amiss.data.defects import anomalous_records
 from amiss.data.index import LAYOUTS, Dataset, Source, find_again, index
 from amiss.data.stream import digest
-from amiss.errors import ArtifactError, DataError, OptionError
+from amiss.errors import AmissError, ArtifactError, DataError, OptionError
 from amiss.evaluation import evaluate
 from amiss.fit import fit
 from amiss.methods.base import Detector
@@ -49,7 +50,10 @@ class Taught(NamedTuple):
     def describe(self) -> str:
         """Recall by kind and false alarms, before and after, for a person."""
         if self.before is None or self.after is None:
-            return "There are no labelled images that neither detector has seen to compare them on."
+            return (
+                "There are no labelled images to compare them on that neither detector has seen: "
+                "name some with judge."
+            )
         points = self.before.operating_point, self.after.operating_point
         lines = [f"{'':<34}{'before':>14}{'after':>14}"]
 
@@ -104,9 +108,9 @@ def teach(  # noqa: PLR0913 - what is taught, on what, and how it is judged
             "There is nothing to teach.",
             hint="Give missed defects (anomalous), false alarms (normal), or both.",
         )
-    original = _original(detector, data)
-    _require_roi(detector, roi)
     missed = [] if anomalous is None else anomalous_records(anomalous)
+    original = _without(_original(detector, data), missed, run)
+    _require_roi(detector, roi)
     known = [*_known_before(detector), *missed]
     if known and not missed and not detector.learns_from_anomalies:
         known = []
@@ -129,7 +133,7 @@ def teach(  # noqa: PLR0913 - what is taught, on what, and how it is judged
             "method_before": detector.id,
         },
     ]
-    before, after, shown = _compared(detector, learner, judge, missed)
+    before, after, shown = _compared(detector, learner, judge, known)
     return Taught(learner, before, after, shown)
 
 
@@ -177,6 +181,18 @@ def _original(detector: Detector, data: Source | None) -> Dataset:
     return Dataset(name, str(facts["layout"]), root, train)
 
 
+def _without(original: Dataset, missed: Sequence[Record], run: Run) -> Dataset:
+    """The normal images without those that turn out to be defects: a likely reason for a miss."""
+    shown = {_digest(r) for r in missed}
+    rest = tuple(r for r in original.records if not shown or _digest(r) not in shown)
+    if len(rest) < len(original.records):
+        run.say(
+            f"{len(original.records) - len(rest)} of the missed defects were among the normal "
+            "images of the fit, and are left out of those from now on"
+        )
+    return dataclasses.replace(original, records=rest)
+
+
 def _record(key: str, root: Path | None) -> Record:
     path, crop = find_again(key, root)
     return Record(path, NORMAL, split="train", crop=crop)
@@ -188,9 +204,10 @@ def _indexed_again(facts: dict[str, Any]) -> Dataset | None:
         return None
     root = Path(facts["root"])
     name = str(facts["name"])
+    is_package = facts["layout"] == "elpv" and re.match(r"elpv(:\w+)?( |$)", name) is not None
     try:
-        return index(name if name.startswith("elpv") else root, layout=None)
-    except DataError:
+        return index(name.split(" ", maxsplit=1)[0] if is_package else root)
+    except AmissError:
         return None
 
 
@@ -199,20 +216,22 @@ def _digest(record: Record) -> bytes:
 
 
 def _known_before(detector: Detector) -> list[Record]:
-    """The defects that a detector was shown."""
+    """The defects that a detector was shown, with the masks that they had."""
     facts = detector.training_facts
     root = None if facts["root"] is None else Path(facts["root"])
-    found = _indexed_again(facts)
-    by_key = {} if found is None else {found.key(r): r for r in found.records}
     records = []
-    for key in facts.get("known_defects", ()):
-        record = by_key.get(key) or _record(key, root)
-        if not record.path.is_file():
+    for key, masks in zip(
+        facts.get("known_defects", ()), facts.get("known_masks", ()), strict=True
+    ):
+        record = _record(key, root)
+        missing = [p for p in (record.path, *map(Path, masks)) if not p.is_file()]
+        if missing:
             raise DataError(
-                f"The defect {record.path}, which the detector was shown, is not there any more.",
+                f"The defect {missing[0]}, which the detector was shown, is not there any more.",
                 hint="Put it back, or fit anew.",
             )
-        records.append(dataclasses.replace(record, label=ANOMALOUS))
+        mask = tuple(map(Path, masks)) or None
+        records.append(dataclasses.replace(record, label=ANOMALOUS, mask=mask))
     return records
 
 
@@ -233,7 +252,7 @@ def _require_roi(detector: Detector, roi: str | Path | None) -> None:
 
 
 def _compared(
-    old: Detector, new: Detector, judge: Source | None, missed: Sequence[Record]
+    old: Detector, new: Detector, judge: Source | None, known: Sequence[Record]
 ) -> tuple[Report | None, Report | None, tuple[str, ...]]:
     """Both judged on what neither has seen, and the kinds of defects that were taught."""
     dataset = _indexed_again(old.training_facts) if judge is None else index(judge)
@@ -241,9 +260,9 @@ def _compared(
         return None, None, ()
     seen = {bytes(row) for d in (old, new) for row in (*d.training_digests, *d.labelled_digests)}
     content = {record: _digest(record) for record in dataset.test}
-    shown = {bytes(_digest(r)) for r in missed}
-    kinds = {r.kind or "" for r, known in content.items() if known in shown}
-    kinds |= {r.kind for r in missed if r.kind}
+    shown = {_digest(r) for r in known}
+    kinds = {r.kind or "" for r, its in content.items() if its in shown}
+    kinds |= {r.kind for r in known if r.kind}
     rest = [r for r in dataset.test if content[r] not in seen and r.label is not None]
     if not rest:
         return None, None, tuple(sorted(kinds))
@@ -265,14 +284,17 @@ def teach_file(path: str | Path, **lesson: Any) -> Taught:
     NAME.amiss.1, .2 and so on. Arguments as in `teach`."""
     path = Path(path)
     taught = teach(load(path), **lesson)
-    kept = path.with_name(f"{path.name}.{len(versions_of(path)) + 1}")
-    fresh = path.with_name(f".{path.name}.taught")
+    versions = versions_of(path)
+    number = int(versions[-1].name.rpartition(".")[2]) + 1 if versions else 1
+    copy, fresh = path.with_name(f".{path.name}.kept"), path.with_name(f".{path.name}.taught")
     try:
         save(taught.detector, fresh)
-        path.replace(kept)
-        fresh.replace(path)
+        shutil.copy2(path, copy)
+        copy.replace(path.with_name(f"{path.name}.{number}"))
+        fresh.replace(path)  # there is a whole detector under the name at any time
     finally:
         fresh.unlink(missing_ok=True)
+        copy.unlink(missing_ok=True)
     return taught
 
 

@@ -88,17 +88,14 @@ def test_what_is_beyond_the_boundary_is_pushed(folder: Path) -> None:
         assert (gradient[1] < gradient[0]) == (boundary == "global")  # below -0.2, but the least
 
 
-def test_known_defects_make_a_detector_see_more_of_their_kind(folder: Path) -> None:
-    """A faint defect that few epochs on normals miss, scored by both on images of their own."""
-    source = f"multi_class:3:{folder}"
-    plain = fitted(NFAD(**TINY | {"standardize": False}), source)
-    taught = fitted(BGAD(**BG | {"standardize": False, "epochs": 20}), source)
-    assert taught.facts["defects"] == 3
-    found = {
-        name: amiss.evaluate(detector, source).metrics["pixel_auroc"]
-        for name, detector in (("plain", plain), ("taught", taught))
-    }
-    assert found["taught"] > found["plain"]
+def test_fewer_vectors_are_on_the_wrong_side_than_without_the_boundary(folder: Path) -> None:
+    beyond = {}
+    for weight in (0.0, 1.0):
+        options = BG | {"standardize": False, "epochs": 12, "boundary_weight": weight}
+        detector = fitted(BGAD(**options), f"multi_class:3:{folder}")
+        assert detector.facts["defects"] == 3
+        beyond[weight] = detector.facts["losses"]["beyond"][-1]
+    assert beyond[1.0] < 0.8 * beyond[0.0]
 
 
 def test_what_was_shown_is_not_judged(folder: Path) -> None:
@@ -224,13 +221,26 @@ def test_an_interrupted_training_ends_as_one_that_was_not(folder: Path, tmp_path
         assert scores(resumed, folder) == scores(whole, folder)
 
 
-def test_a_region_of_interest_keeps_defects_inside(folder: Path, tmp_path: Path) -> None:
-    from made_images import write
+def test_a_defect_outside_of_the_region_of_interest_is_not_pasted(tmp_path: Path) -> None:
+    from amiss.data.stream import ImageStream
+    from amiss.learning.known_defects import KnownDefects
+    from made_images import spoil, texture, write
 
-    mask = np.zeros((60, 80), np.uint8)
-    mask[:, :50] = 255
-    roi = write(mask, tmp_path / "roi.png")
-    detector = fitted(BGAD(**BG), f"multi_class:3:{folder}", roi=roi)
-    found = detector.predict(sorted((folder / "test").rglob("*.png"))[0])
-    assert found.anomaly_map is not None
-    assert not found.anomaly_map[:, 54:].any() and found.anomaly_map[:, :40].any()
+    image = texture(np.random.default_rng(0))
+    mask = spoil(image, 10, 60)
+    path = write(image, tmp_path / "x.png")
+    white = write(mask.astype(np.uint8) * 255, tmp_path / "x_mask.png")
+    sources = []
+    for width in (50, 66, 80):
+        inside = np.zeros((60, 80), np.uint8)
+        inside[:, :width] = 255
+        roi = write(inside, tmp_path / f"roi{width}.png")
+        stream = ImageStream([amiss.Record(path, 1, white)], size=(60, 80), roi=roi)
+        sources.append([d.mask.sum() for d in KnownDefects(stream).sources()])
+    assert sources == [[], [14 * 6], [14 * 14]]
+
+
+def test_an_image_is_not_learned_as_normal_and_as_a_defect(folder: Path) -> None:
+    good = sorted((folder / "train" / "good").glob("*.png"))[0]
+    with pytest.raises(DataError, match="1 images are given as normal and as defects"):
+        fitted(BGAD(**BG), folder, anomalous=[good])

@@ -22,7 +22,7 @@ from amiss.learning.held_out import (
     HeldOut,
     Judge,
     cross_conformal,
-    draw_held_out,
+    hold_out,
     leave_one_out,
     score_held_out,
     told_held_out,
@@ -169,7 +169,7 @@ class BankLearner:
                 hint="Leave the option out, or raise max_memory.",
             )
         n = len(images)
-        held_out = draw_held_out(images.groups().tolist(), run.seed)
+        held_out = hold_out(images, run.seed)
         bank, facts = self._reduce(images, np.setdiff1d(np.arange(n), held_out), run, plan)
 
         def model(x: Tensor, roi: Tensor | None) -> Prediction[Tensor]:

@@ -10,11 +10,12 @@ import torch
 from torch import Tensor
 
 from amiss.errors import DataError
-from amiss.learning.held_out import HeldOut, draw_held_out, score_held_out, told_held_out
+from amiss.learning.held_out import HeldOut, hold_out, score_held_out, told_held_out
 from amiss.learning.normals import Normals
 from amiss.learning.training_images import TaughtImages
 from amiss.nn.backbone import FeatureExtractor
 from amiss.nn.flow_levels import features_of
+from amiss.nn.roi import roi_cells
 from amiss.run import Run
 from amiss.training import require_device
 from amiss.types import Int64, Prediction, Record
@@ -45,7 +46,7 @@ def split(images: Normals, extractor: FeatureExtractor, run: Run) -> Parts:
         DataError: too few images to hold some apart.
     """
     require_device(run)
-    apart = draw_held_out(images.groups().tolist(), run.seed)
+    apart = hold_out(images, run.seed)
     mine = np.setdiff1d(np.arange(len(images)), apart)
     if not len(apart) or len(mine) < 2:
         raise DataError(
@@ -58,11 +59,13 @@ def split(images: Normals, extractor: FeatureExtractor, run: Run) -> Parts:
 
 class FlowBatch(NamedTuple):
     """What a step learns from: features (b, h * w, C) of each level that are kept, or None; further
-    images (k, 3, H, W) uint8 whose features are not; labels of all pixels (b + k, H, W) int8."""
+    images (k, 3, H, W) uint8 whose features are not; labels of all pixels (b + k, H, W) int8;
+    regions of interest (b + k, H, W) bool, or None for everywhere."""
 
     kept: tuple[Tensor, ...] | None
     images: Tensor
     labels: Tensor
+    rois: Tensor | None
 
 
 class FlowBatches(Protocol):
@@ -97,18 +100,17 @@ class NormalFeatures:
     def at(self, places: Int64) -> FlowBatch:
         """Those at places (b,)."""
         found = self.images.at(places)
-        if found.rois is None:
-            labels = torch.full(found.images[:, 0].shape, NORMAL_CELL, dtype=torch.int8)
-        else:
-            labels = torch.where(found.rois, NORMAL_CELL, LEFT_OUT).to(torch.int8)
+        labels = torch.full(found.images[:, 0].shape, NORMAL_CELL, dtype=torch.int8)
         if found.targets is None:
-            return FlowBatch(None, found.images, labels)
-        return FlowBatch(found.targets, found.images[:0], labels)
+            return FlowBatch(None, found.images, labels, found.rois)
+        return FlowBatch(found.targets, found.images[:0], labels, found.rois)
 
 
-def on_grid(labels: Tensor, grid: tuple[int, int]) -> Tensor:
-    """Labels of pixels (B, H, W) -> of the cells (B, h * w), each that of the nearest pixel."""
+def on_grid(labels: Tensor, grid: tuple[int, int], rois: Tensor | None = None) -> Tensor:
+    """Labels of pixels (B, H, W) -> of the cells (B, h * w), each that of the nearest pixel; cells
+    outside of `rois` (B, H, W) are left out, just those that are not judged."""
     (H, W), (h, w) = labels.shape[1:], grid
     rows = torch.arange(h, device=labels.device) * H // h
     columns = torch.arange(w, device=labels.device) * W // w
-    return labels[:, rows][:, :, columns].flatten(1)
+    found = labels[:, rows][:, :, columns].flatten(1)
+    return found if rois is None else found.masked_fill(~roi_cells(rois, grid), LEFT_OUT)

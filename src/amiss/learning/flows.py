@@ -173,7 +173,7 @@ def train_flows(  # noqa: PLR0913 - what learns, on what, by which loss, when, a
         told: dict[str, Tensor] = {}
         for number, name in enumerate(players):
             y = features[number]
-            labels = on_grid(batch.labels, flows.grids[number])
+            labels = on_grid(batch.labels, flows.grids[number], batch.rois)
             parts = _parts(y, config)
             for places in parts:
                 log_p = loop.networks[name](y[:, places], flows.code(number).to(y.device)[places])
@@ -224,10 +224,11 @@ def normal_log_likelihoods(
     with torch.no_grad():
         for start in range(0, n, _TOGETHER):
             batch = images.at(np.arange(start, min(n, start + _TOGETHER)))
-            y = (batch.targets or features_of(extractor, batch.images))[level]
-            places = torch.randperm(P, generator=dice)[:each]
             network = flows.level(level)
             device = network.ceiling.device
+            features = batch.targets or features_of(extractor.to(device), batch.images.to(device))
+            y = features[level]
+            places = torch.randperm(P, generator=dice)[:each]
             log_p = network(y[:, places].to(device), flows.code(level)[places].to(device)).cpu()
             if batch.rois is None:
                 found.append(log_p.flatten())

@@ -82,6 +82,15 @@ def draw_held_out(files: Sequence[Hashable], seed: int, *, least: int = 1) -> In
     return np.flatnonzero(np.isin(group, drawn))
 
 
+def hold_out(images: Normals, seed: int, *, least: int = 1) -> Int64:
+    """Numbers of the images that are held out: as `draw_held_out`, of those that were not picked
+    and are tied to none that was."""
+    groups = images.groups()
+    mine = np.flatnonzero(~np.isin(groups, groups[images.original :]))
+    drawn: Int64 = mine[draw_held_out(groups[mine].tolist(), seed, least=least)]
+    return drawn
+
+
 def told_held_out(apart: Int64, images: Normals) -> str:
     """Where scores come from that only the images of numbers `apart` were held out for."""
     return f"{len(apart)} of {len(images)} normal images, held out"

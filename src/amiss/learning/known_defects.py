@@ -66,8 +66,10 @@ class KnownDefects:
     def sources(self) -> list[Defect]:
         """Those whose place was given, to be pasted onto normal images: a proposed place may hold
         what is normal."""
-        return [
-            Defect(image, mask)
-            for image, mask, guessed in zip(self.images, self.masks, self.is_proposed, strict=True)
-            if mask is not None and not guessed
-        ]
+        found = []
+        for number, mask in enumerate(self.masks):
+            if mask is not None and not self.is_proposed[number]:
+                inside = mask & self.rois[number]
+                if inside.any():
+                    found.append(Defect(self.images[number], inside))
+        return found

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -43,6 +45,7 @@ class MixedFeatures:
         self.known: tuple[Tensor, ...] | None = None
         if defects is not None:
             self.labels = torch.from_numpy(_labels(defects))
+            self.rois = None if defects.rois.all() else torch.from_numpy(defects.rois)
             self.pictures = _tensor(defects.images)
             if images.kept is not None or images.half is not None:
                 with torch.no_grad():
@@ -66,15 +69,16 @@ class MixedFeatures:
 
     def at(self, places: Int64) -> FlowBatch:
         """The normal images at places (b,), and defects by chance, in proportion."""
-        kept, images, labels = self.normals.at(places)
+        kept, images, labels, rois = self.normals.at(places)
         count = max(1, round(len(places) * self.share / (1 - self.share)))
         is_made = torch.rand(count) < self.made
-        parts = [labels]
+        all_labels, all_rois = [labels], [rois]
         number = int((~is_made).sum())
         if number:
             assert self.defects is not None
             chosen = torch.randint(len(self.defects), (number,))
-            parts.append(self.labels[chosen])
+            all_labels.append(self.labels[chosen])
+            all_rois.append(None if self.rois is None else self.rois[chosen])
             if kept is not None and self.known is not None:
                 kept = tuple(
                     torch.cat([a, b[chosen]]) for a, b in zip(kept, self.known, strict=True)
@@ -82,25 +86,38 @@ class MixedFeatures:
             else:
                 images = torch.cat([images, self.pictures[chosen]])
         if count > number:
-            made, where = self._make(count - number)
+            made, where, inside = self._make(count - number)
             images = torch.cat([images, made])
-            parts.append(where)
-        return FlowBatch(kept, images, torch.cat(parts))
+            all_labels.append(where)
+            all_rois.append(inside)
+        return FlowBatch(kept, images, torch.cat(all_labels), _joined(all_labels, all_rois))
 
-    def _make(self, count: int) -> tuple[Tensor, Tensor]:
-        """Images (count, 3, H, W) uint8 with made defects, and their labels (count, H, W)."""
+    def _make(self, count: int) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Images (count, 3, H, W) uint8 with made defects, their labels (count, H, W), and the
+        regions of interest or None."""
         assert self.generator is not None
         rng = np.random.default_rng(int(torch.randint(1 << 62, ())))
+        normals = self.normals.images.at(torch.randint(len(self), (count,)).numpy())
         images, labels = [], []
-        for place in torch.randint(len(self), (count,)).tolist():
-            normal = self.normals.images.at(np.array([place]))
-            roi = None if normal.rois is None else normal.rois[0].numpy()
-            ground = normal.images[0].permute(1, 2, 0).numpy()
+        for number, levels in enumerate(normals.images):
+            roi = None if normals.rois is None else normals.rois[number].numpy()
+            ground = levels.permute(1, 2, 0).numpy()
             made = self.generator(without_surroundings(ground, roi), rng, roi)
             images.append(np.where(made.mask[:, :, None], made.image, ground))
-            found = np.where(made.mask, ANOMALOUS_CELL, NORMAL_CELL)
-            labels.append(found if roi is None else np.where(roi, found, LEFT_OUT))
-        return _tensor(np.stack(images)), torch.from_numpy(np.stack(labels).astype(np.int8))
+            labels.append(np.where(made.mask, ANOMALOUS_CELL, NORMAL_CELL).astype(np.int8))
+        return _tensor(np.stack(images)), torch.from_numpy(np.stack(labels)), normals.rois
+
+
+def _joined(labels: Sequence[Tensor], rois: Sequence[Tensor | None]) -> Tensor | None:
+    """The regions of all parts of a batch, or None where they are everywhere."""
+    if all(roi is None for roi in rois):
+        return None
+    return torch.cat(
+        [
+            torch.ones_like(label, dtype=torch.bool) if roi is None else roi
+            for label, roi in zip(labels, rois, strict=True)
+        ]
+    )
 
 
 def without_surroundings(image: UInt8, roi: Bool | None) -> UInt8:
@@ -140,16 +157,9 @@ def propose_masks(flows: FlowLevels, extractor: FeatureExtractor, defects: Known
 def _labels(defects: KnownDefects) -> UInt8:
     """(A, H, W) int8: of a proposed mask, what lies outside is not called normal."""
     labels = []
-    for mask, roi, is_proposed in zip(
-        defects.masks, defects.rois, defects.is_proposed, strict=True
-    ):
-        elsewhere = LEFT_OUT if is_proposed else NORMAL_CELL
-        found = (
-            np.full(roi.shape, elsewhere)
-            if mask is None
-            else np.where(mask, ANOMALOUS_CELL, elsewhere)
-        )
-        labels.append(np.where(roi, found, LEFT_OUT))
+    for mask, is_proposed in zip(defects.masks, defects.is_proposed, strict=True):
+        assert mask is not None
+        labels.append(np.where(mask, ANOMALOUS_CELL, LEFT_OUT if is_proposed else NORMAL_CELL))
     return np.stack(labels).astype(np.int8)
 
 

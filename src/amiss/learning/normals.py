@@ -18,10 +18,15 @@ from amiss.types import Int64, UInt8
 
 
 class Normals:
-    """The normal images that a method learns from; remembers the digest of each it has read."""
+    """The normal images that a method learns from; remembers the digest of each it has read.
 
-    def __init__(self, stream: ImageStream) -> None:
+    Those from number `original` on were picked, such as false alarms: they are to be learned, and
+    say nothing of how normal images score.
+    """
+
+    def __init__(self, stream: ImageStream, original: int | None = None) -> None:
         self.stream = stream
+        self.original = len(stream) if original is None else original
         self.digests: dict[int, bytes] = {}
 
     def __len__(self) -> int:

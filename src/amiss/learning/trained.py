@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from amiss.errors import DataError, OptionError
 from amiss.learning.adversarial import LATENTS, Duel, Maker, as_levels
-from amiss.learning.held_out import HeldOut, draw_held_out, score_held_out, told_held_out
+from amiss.learning.held_out import HeldOut, hold_out, score_held_out, told_held_out
 from amiss.learning.normals import Normals
 from amiss.learning.training_images import ImageBatch, TrainingImages
 from amiss.nn.levels import as_gray, as_input
@@ -111,7 +111,7 @@ class Split(NamedTuple):
             DataError: too few images to hold some apart.
         """
         require_device(run)
-        apart = draw_held_out(images.groups().tolist(), run.seed)
+        apart = hold_out(images, run.seed)
         mine = np.setdiff1d(np.arange(len(images)), apart)
         if not len(apart) or len(mine) < 2:
             raise DataError(

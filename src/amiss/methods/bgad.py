@@ -102,7 +102,8 @@ class BGADConfig(FlowConfig):
         "already, as in the authors' code", choices=("random", "in_place"), paper="random",
     )  # fmt: skip
     foreground: str = option(
-        "otsu", "where defects are made: otsu finds the object; all", choices=("otsu", "all"),
+        "auto", "where defects are made: otsu finds the object; all; auto is all for perlin, and "
+        "the object for the others, as their papers have it", choices=("auto", "otsu", "all"),
         paper="gray-level binarization",
     )  # fmt: skip
 
@@ -246,6 +247,8 @@ class BGAD(Detector):
 
     def _generator(self, parts: Parts, defects: KnownDefects | None, run: Run) -> Generator | None:
         cfg = self.config
+        by_paper = "all" if cfg.synthesis == "perlin" else "otsu"
+        foreground = by_paper if cfg.foreground == "auto" else cfg.foreground
         if cfg.synthesis == "rpag":
             assert defects is not None
             sources = defects.sources()
@@ -255,12 +258,12 @@ class BGAD(Detector):
             return Rpag(
                 sources, count=cfg.transforms,
                 placement="in_place" if cfg.placement == "in_place" else "random",
-                foreground=cfg.foreground,
+                foreground=foreground,
             )  # fmt: skip
         if cfg.synthesis == "perlin":
-            return Perlin(foreground=cfg.foreground)
+            return Perlin(foreground=foreground)
         if cfg.synthesis == "cut_paste":
-            return CutPaste(patch_sources(parts.data), foreground=cfg.foreground)
+            return CutPaste(patch_sources(parts.data), foreground=foreground)
         return None
 
     def _draw_boundaries(self, parts: Parts) -> None:

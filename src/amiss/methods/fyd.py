@@ -18,7 +18,7 @@ from torch.nn import functional as F
 
 from amiss.errors import DataError, OptionError, TrainingWarning
 from amiss.learning.gaussian_learner import GaussianLearner
-from amiss.learning.held_out import HeldOut, draw_held_out, score_held_out, told_held_out
+from amiss.learning.held_out import HeldOut, hold_out, score_held_out, told_held_out
 from amiss.learning.normals import Normals
 from amiss.learning.training_images import ImageBatch, TrainingImages
 from amiss.methods.base import Detector
@@ -173,7 +173,7 @@ class FYD(Detector):
             self.alignment.settle()
             self.gaussians, self.facts, held_out = learner.learn(images, run)
             return held_out
-        apart = draw_held_out(images.groups().tolist(), run.seed)
+        apart = hold_out(images, run.seed)
         mine = np.setdiff1d(np.arange(len(images)), apart)
         if len(mine) < 2:
             raise DataError(

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from amiss.errors import DataError, OptionError
-from amiss.learning.held_out import HeldOut, draw_held_out, score_held_out, told_held_out
+from amiss.learning.held_out import HeldOut, hold_out, score_held_out, told_held_out
 from amiss.learning.normals import Normals
 from amiss.learning.training_images import TaughtBatch, TaughtImages
 from amiss.methods.base import Detector
@@ -160,7 +160,7 @@ class MKD(Detector):
             normalization=cfg.normalization, seed=run.seed,
         )  # fmt: skip
         self._require_judges(len(self.extractor.channels))
-        apart = draw_held_out(images.groups().tolist(), run.seed)
+        apart = hold_out(images, run.seed)
         mine = np.setdiff1d(np.arange(len(images)), apart)
         if not len(apart) or len(mine) < 2:
             raise DataError(

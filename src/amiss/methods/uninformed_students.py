@@ -18,7 +18,7 @@ from torch import Tensor
 from amiss.errors import DataError, OptionError
 from amiss.learning.distillation import Lessons, pictures_for, teach, teachers_in
 from amiss.learning.embedding import embedded
-from amiss.learning.held_out import HeldOut, draw_held_out, judge_held_out, told_held_out
+from amiss.learning.held_out import HeldOut, hold_out, judge_held_out, told_held_out
 from amiss.learning.normals import Normals
 from amiss.learning.spread import spread, spreads_without, sums
 from amiss.learning.training_images import TaughtBatch, TaughtImages
@@ -193,7 +193,7 @@ class UninformedStudents(Detector):
         require_device(run)
         groups = images.groups()
         # Of two, each is scaled by the statistics of the other.
-        apart = draw_held_out(groups.tolist(), run.seed, least=2)
+        apart = hold_out(images, run.seed, least=2)
         mine = np.setdiff1d(np.arange(len(images)), apart)
         if not len(apart):
             raise DataError(
