@@ -5,12 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import NamedTuple, Protocol
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from amiss.errors import DataError
-from amiss.learning.held_out import HeldOut, hold_out, score_held_out, told_held_out
+from amiss.learning.held_out import HeldOut, parted, score_held_out, told_held_out
 from amiss.learning.normals import Normals
 from amiss.learning.training_images import TaughtImages
 from amiss.nn.backbone import FeatureExtractor
@@ -46,13 +44,7 @@ def split(images: Normals, extractor: FeatureExtractor, run: Run) -> Parts:
         DataError: too few images to hold some apart.
     """
     require_device(run)
-    apart = hold_out(images, run.seed)
-    mine = np.setdiff1d(np.arange(len(images)), apart)
-    if not len(apart) or len(mine) < 2:
-        raise DataError(
-            f"{len(images)} images cannot be trained on and kept apart as well.",
-            hint="Give at least three different normal images.",
-        )
+    mine, apart = parted(images, run.seed)
     data = TaughtImages(images, mine, run, lambda x: features_of(extractor, x), on_disk=True)
     return Parts(data, images, apart)
 

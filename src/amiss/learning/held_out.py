@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from amiss.errors import DataError
 from amiss.learning.normals import Normals, to_tensors
 from amiss.nn.parallel import ImageWorkers
 from amiss.run import Run
@@ -89,6 +90,21 @@ def hold_out(images: Normals, seed: int, *, least: int = 1) -> Int64:
     mine = np.flatnonzero(~np.isin(groups, groups[images.original :]))
     drawn: Int64 = mine[draw_held_out(groups[mine].tolist(), seed, least=least)]
     return drawn
+
+
+def parted(images: Normals, seed: int) -> tuple[Int64, Int64]:
+    """Numbers of the images to train on, and of those that are held out.
+
+    Raises DataError where there are too few for both.
+    """
+    apart = hold_out(images, seed)
+    mine = np.setdiff1d(np.arange(len(images)), apart)
+    if not len(apart) or len(mine) < 2:
+        raise DataError(
+            f"{len(images)} images cannot be trained on and kept apart as well.",
+            hint="Give at least three different normal images.",
+        )
+    return mine, apart
 
 
 def told_held_out(apart: Int64, images: Normals) -> str:

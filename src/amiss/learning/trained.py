@@ -10,9 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from amiss.errors import DataError, OptionError
+from amiss.errors import OptionError
 from amiss.learning.adversarial import LATENTS, Duel, Maker, as_levels
-from amiss.learning.held_out import HeldOut, hold_out, score_held_out, told_held_out
+from amiss.learning.held_out import HeldOut, parted, score_held_out, told_held_out
 from amiss.learning.normals import Normals
 from amiss.learning.training_images import ImageBatch, TrainingImages
 from amiss.nn.levels import as_gray, as_input
@@ -111,13 +111,7 @@ class Split(NamedTuple):
             DataError: too few images to hold some apart.
         """
         require_device(run)
-        apart = hold_out(images, run.seed)
-        mine = np.setdiff1d(np.arange(len(images)), apart)
-        if not len(apart) or len(mine) < 2:
-            raise DataError(
-                f"{len(images)} images cannot be trained on and kept apart as well.",
-                hint="Give at least three different normal images.",
-            )
+        mine, apart = parted(images, run.seed)
         return cls(TrainingImages(images, mine, run), images, apart)
 
     def judged_by(

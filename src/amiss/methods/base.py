@@ -64,7 +64,9 @@ class Detector(nn.Module, ABC):
 
     def learn_with(self, images: Normals, defects: KnownDefects | None, run: Run) -> HeldOut:
         """As `learn`, from known defects as well: of methods that `learns_from_anomalies`."""
-        raise NotImplementedError(f"{self.id} learns from normal images alone")
+        raise OptionError(
+            f"{self.id} learns from normal images alone.", hint="bgad learns from both."
+        )
 
     @abstractmethod
     def forward(self, images: Tensor, roi: Tensor | None = None) -> Prediction[Tensor]:

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from amiss.errors import DataError, OptionError
-from amiss.learning.held_out import HeldOut, hold_out, score_held_out, told_held_out
+from amiss.errors import OptionError
+from amiss.learning.held_out import HeldOut, parted, score_held_out, told_held_out
 from amiss.learning.normals import Normals
 from amiss.learning.training_images import TaughtBatch, TaughtImages
 from amiss.methods.base import Detector
@@ -160,13 +160,7 @@ class MKD(Detector):
             normalization=cfg.normalization, seed=run.seed,
         )  # fmt: skip
         self._require_judges(len(self.extractor.channels))
-        apart = hold_out(images, run.seed)
-        mine = np.setdiff1d(np.arange(len(images)), apart)
-        if not len(apart) or len(mine) < 2:
-            raise DataError(
-                f"{len(images)} images cannot be trained on and kept apart as well.",
-                hint="Give at least three different normal images.",
-            )
+        mine, apart = parted(images, run.seed)
         data = TaughtImages(images, mine, run, self._source)
         self.cloner, shape = self._new_cloner(data, run)
         self.facts = {"images": len(mine), **shape, **self._train(data, run)}
