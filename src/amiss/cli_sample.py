@@ -46,13 +46,13 @@ def sample(
     set_threads(threads)
     output = output.resolve()  # "." has no name, and a link is not what it leads to
     is_sheet = output.suffix.lower() == ".png"
-    _require_sense(output, count, columns)
+    require_sense(output, count, columns)
     made = load_detector(detector)
     if is_sheet:
         found = made.sample(count, seed=seed)
         write_png(grid(found, columns=columns), output)
     else:
-        with _appearing(output) as folder:
+        with appearing(output) as folder:
             for start in range(0, count, _AT_ONCE):
                 found = made.sample(min(_AT_ONCE, count - start), seed=seed, start=start)
                 for number, picture in enumerate(found, start):
@@ -64,7 +64,7 @@ def sample(
         print(f"{output}: {count} images of {height} x {width} px, seed {seed}")
 
 
-def _require_sense(output: Path, count: int, columns: int | None) -> None:
+def require_sense(output: Path, count: int, columns: int | None) -> None:
     """Raise OptionError, before any work, for what does not go together."""
     from amiss.data.tree import IMAGE_SUFFIXES
 
@@ -90,7 +90,7 @@ def _require_sense(output: Path, count: int, columns: int | None) -> None:
 
 
 @contextmanager
-def _appearing(folder: Path) -> Iterator[Path]:
+def appearing(folder: Path) -> Iterator[Path]:
     """A folder to write into, which takes the name of `folder` when all is written; nothing is left
     behind where that comes to nothing."""
     name = f".{folder.name}.{os.getpid()}.tmp"

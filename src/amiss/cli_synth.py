@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from amiss.cli_sample import _appearing, _require_sense
+from amiss.cli_sample import appearing, require_sense
 from amiss.console import parse_size, print_json
 from amiss.errors import DataError, OptionError
 from amiss.flags import Json, MaskDir
@@ -123,7 +123,7 @@ def synth(  # noqa: PLR0913 - one parameter per flag
 
 def _require_room(output: Path, count: int, frame: Size) -> None:
     """Raise OptionError, before any work, for what cannot be written."""
-    _require_sense(output, count, None)
+    require_sense(output, count, None)
     if not all(16 <= side <= 4096 for side in frame):
         raise OptionError(f"size={frame[0]}x{frame[1]} is out of range; allowed is 16 to 4096.")
     if output.suffix.lower() == ".png" and count > _ON_A_SHEET:
@@ -222,7 +222,7 @@ def _write(made: Iterator[Synthetic], output: Path, count: int) -> None:
         ]
         write_png(grid(np.stack(pairs)), output)
         return
-    with _appearing(output) as folder:
+    with appearing(output) as folder:
         for number, (image, mask) in enumerate(made):
             name = f"{number:0{len(str(count - 1))}}"
             write_png(image, folder / f"{name}.png")

@@ -12,8 +12,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from amiss.caveats import by_chance, caveats
-from amiss.data.geometry import Geometry, fit_frame, resize_mask
-from amiss.data.images import read_mask, stored_size
+from amiss.data.geometry import Geometry, fit_frame
+from amiss.data.images import read_framed_mask, stored_size
 from amiss.data.index import Dataset, Source, find_again, index
 from amiss.errors import DataError, ImageError, LeakageError
 from amiss.metrics import (
@@ -288,18 +288,7 @@ def _mask(row: Judged) -> Bool:
     assert geometry is not None
     if row.mask is None or row.label == NORMAL:
         return np.zeros(geometry.size, dtype=np.bool_)
-    mask = read_mask(row.mask, crop=row.crop)
-    if mask.shape != geometry.original:
-        raise DataError(
-            f"The mask {_names(row.mask)} is {mask.shape[0]} x {mask.shape[1]} pixels, its image "
-            f"{geometry.original[0]} x {geometry.original[1]}.",
-            hint="Run `amiss check` on the data.",
-        )
-    return resize_mask(mask, geometry)
-
-
-def _names(mask: Path | tuple[Path, ...]) -> str:
-    return ", ".join(map(str, mask)) if isinstance(mask, tuple) else str(mask)
+    return read_framed_mask(row.mask, geometry, row.crop)
 
 
 def _operating_point(runtime: Runtime, judged: Sequence[Judged]) -> dict[str, Any]:

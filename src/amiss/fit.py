@@ -156,11 +156,10 @@ class _Lesson(NamedTuple):
 def _learned(detector: Detector, lesson: _Lesson, max_false_alarm: float, run: Run) -> Detector:
     """The blank `detector` after it has learned and been calibrated."""
     dataset, images, defects = lesson
-    if defects is not None:
-        _require_no_contradiction(images, defects)
     if defects is None:
         held_out = detector.learn(images, run)
     else:
+        _require_no_contradiction(images, defects)
         held_out = detector.learn_with(images, defects, run)
     held_out = held_out.below(images.original)
     detector.eval()

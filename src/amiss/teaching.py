@@ -111,16 +111,14 @@ def teach(  # noqa: PLR0913 - what is taught, on what, and how it is judged
     missed = [] if anomalous is None else anomalous_records(anomalous)
     original = _without(_original(detector, data), missed, run)
     _require_roi(detector, roi)
-    known = [*_known_before(detector), *missed]
-    if known and not missed and not detector.learns_from_anomalies:
-        known = []
-    alarms = [*_added_before(detector), *(index(normal).records if normal is not None else ())]
+    known = [*_known_before(detector), *missed]  # before: of methods that learn from some
+    alarms = [] if normal is None else list(index(normal).records)
     learner = _learner(detector, bool(missed), options or {})
     calibration = detector.calibration
     rate = 0.01 if calibration is None else calibration.max_false_alarm
     fit(
         learner, original, anomalous=known or None,
-        also_normal=alarms or None,
+        also_normal=[*_added_before(detector), *alarms] or None,
         max_false_alarm=rate, roi=roi,
         window=str(detector.training_facts.get("window", "percentile")), run=run,
     )  # fmt: skip
@@ -129,7 +127,7 @@ def teach(  # noqa: PLR0913 - what is taught, on what, and how it is judged
         {
             "at": datetime.now(UTC).isoformat(timespec="seconds"),
             "defects": [str(r.path) for r in missed],
-            "normals": [str(r.path) for r in alarms[len(_added_before(detector)) :]],
+            "normals": [str(r.path) for r in alarms],
             "method_before": detector.id,
         },
     ]
@@ -165,7 +163,7 @@ def _original(detector: Detector, data: Source | None) -> Dataset:
         records = [r for r in given.records if r.label == NORMAL and _digest(r) in learned]
         name, root = given.name, given.root
     else:
-        root = None if facts["root"] is None else Path(facts["root"])
+        root = _root(facts)
         found = _indexed_again(facts)
         by_key = {} if found is None else {found.key(r): r for r in found.records}
         records = [by_key.get(key) or _record(key, root) for key in keys]
@@ -193,6 +191,10 @@ def _without(original: Dataset, missed: Sequence[Record], run: Run) -> Dataset:
     return dataclasses.replace(original, records=rest)
 
 
+def _root(facts: dict[str, Any]) -> Path | None:
+    return None if facts["root"] is None else Path(facts["root"])
+
+
 def _record(key: str, root: Path | None) -> Record:
     path, crop = find_again(key, root)
     return Record(path, NORMAL, split="train", crop=crop)
@@ -218,7 +220,7 @@ def _digest(record: Record) -> bytes:
 def _known_before(detector: Detector) -> list[Record]:
     """The defects that a detector was shown, with the masks that they had."""
     facts = detector.training_facts
-    root = None if facts["root"] is None else Path(facts["root"])
+    root = _root(facts)
     records = []
     for key, masks in zip(
         facts.get("known_defects", ()), facts.get("known_masks", ()), strict=True
@@ -238,7 +240,7 @@ def _known_before(detector: Detector) -> list[Record]:
 def _added_before(detector: Detector) -> list[Record]:
     """The false alarms that a detector was taught."""
     facts = detector.training_facts
-    root = None if facts["root"] is None else Path(facts["root"])
+    root = _root(facts)
     return [_record(key, root) for key in facts.get("added_normals", ())]
 
 

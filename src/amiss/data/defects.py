@@ -10,8 +10,8 @@ from typing import NamedTuple, Protocol
 import numpy as np
 
 from amiss.data.foreground import require_image
-from amiss.data.geometry import Size, resize_image, resize_mask
-from amiss.data.images import read_image, read_mask
+from amiss.data.geometry import Size, resize_image
+from amiss.data.images import read_framed_mask, read_image
 from amiss.data.index import Source, index
 from amiss.data.tree import MaskFolder, part_masks, scan
 from amiss.data.window import Window
@@ -153,14 +153,8 @@ def read_defects(
         if record.mask is None:
             continue
         image = read_image(record.path, crop=record.crop, window=window)
-        mask = read_mask(record.mask, crop=record.crop)
-        if mask.shape != image.shape[:2]:
-            raise DataError(
-                f"{record.masks[0]}: is {mask.shape[0]} x {mask.shape[1]} pixels, and its image "
-                f"{record.path} {image.shape[0]} x {image.shape[1]}."
-            )
         frame, geometry = resize_image(image, size)
-        small = resize_mask(mask, geometry)
+        small = read_framed_mask(record.mask, geometry, record.crop)
         if small.any():
             defects.append(Defect(frame, small))
     if not defects:

@@ -19,6 +19,7 @@ from PIL import Image
 from PIL.TiffImagePlugin import TiffImageFile
 
 from amiss.data.decoding import MAX_PIXELS, load_pixels, read_bytes, read_header
+from amiss.data.geometry import Geometry, resize_mask
 from amiss.data.window import Window, apply_window, parse_window
 from amiss.errors import DataError, ImageError
 from amiss.types import Bool, UInt8
@@ -93,6 +94,25 @@ def read_mask(
             hint="Write defect pixels as 255 and all others as 0.",
         )
     return _cut(values, crop, path) > limit
+
+
+def read_framed_mask(
+    path: Path | tuple[Path, ...], geometry: Geometry, crop: Crop | None = None
+) -> Bool:
+    """(h, w) bool: a mask, or the union of several, brought into the frame of its image.
+
+    Raises:
+        DataError: it is of another size than its image.
+    """
+    mask = read_mask(path, crop=crop)
+    if mask.shape != geometry.original:
+        names = ", ".join(map(str, path)) if isinstance(path, tuple) else str(path)
+        raise DataError(
+            f"The mask {names} is {mask.shape[0]} x {mask.shape[1]} pixels, and its image "
+            f"{geometry.original[0]} x {geometry.original[1]}.",
+            hint="Run `amiss check` on the data.",
+        )
+    return resize_mask(mask, geometry)
 
 
 def _union(paths: tuple[Path, ...], masks: list[Bool]) -> Bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -58,19 +58,6 @@ class FlowBatch(NamedTuple):
     images: Tensor
     labels: Tensor
     rois: Tensor | None
-
-
-class FlowBatches(Protocol):
-    """What `train_flows` goes over; see `amiss.learning.training_images.Batches`."""
-
-    def __len__(self) -> int: ...
-
-    def at(self, places: Int64) -> FlowBatch: ...
-
-    @property
-    def records(self) -> list[Record]: ...
-
-    def reading(self) -> dict[str, str]: ...
 
 
 class NormalFeatures:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 
 from amiss.learning.adversarial import adam
-from amiss.learning.flow_data import NORMAL_CELL, FlowBatch, FlowBatches, on_grid
+from amiss.learning.flow_data import NORMAL_CELL, FlowBatch, on_grid
 from amiss.learning.spread import spread, sums
 from amiss.learning.trained import drawn
-from amiss.learning.training_images import TaughtImages
+from amiss.learning.training_images import Batches, TaughtImages
 from amiss.nn.backbone import DEFAULT_BACKBONE, FeatureExtractor
 from amiss.nn.boundary import LIKELIHOODS, likelihood_losses
 from amiss.nn.flow_levels import FlowLevels, features_of
@@ -145,7 +145,7 @@ def train_flows(  # noqa: PLR0913 - what learns, on what, by which loss, when, a
     flows: FlowLevels,
     extractor: FeatureExtractor,
     players: Mapping[str, Player],
-    data: FlowBatches,
+    data: Batches[FlowBatch],
     loss_of: LevelLoss,
     *,
     config: FlowConfig,
@@ -213,39 +213,47 @@ def _parts(y: Tensor, config: FlowConfig) -> tuple[Tensor, ...]:
 
 
 def normal_log_likelihoods(
-    flows: FlowLevels, extractor: FeatureExtractor, images: TaughtImages, level: int, *, most: int
-) -> Tensor:
-    """log p / C of about `most` vectors of normal images, the same ones at every call; those
-    outside of the regions of interest are left out."""
-    n, P = len(images), flows.code(level).shape[0]
-    each = min(P, max(1, most // n))
-    dice = torch.Generator().manual_seed(level)
-    found = []
+    flows: FlowLevels, extractor: FeatureExtractor, images: TaughtImages, most: int
+) -> list[Tensor]:
+    """log p / C of about `most` vectors of normal images on each level, the same ones at every
+    call; those outside of the regions of interest are left out."""
+    n, numbers = len(images), range(len(flows))
+    dice = [torch.Generator().manual_seed(number) for number in numbers]
+    found: list[list[Tensor]] = [[] for _ in numbers]
+    device = flows.level(0).ceiling.device
     with torch.no_grad():
         for start in range(0, n, _TOGETHER):
             batch = images.at(np.arange(start, min(n, start + _TOGETHER)))
-            network = flows.level(level)
-            device = network.ceiling.device
             features = batch.targets or features_of(extractor.to(device), batch.images.to(device))
-            y = features[level]
-            places = torch.randperm(P, generator=dice)[:each]
-            log_p = network(y[:, places].to(device), flows.code(level)[places].to(device)).cpu()
-            if batch.rois is None:
-                found.append(log_p.flatten())
-            else:
-                found.append(log_p[roi_cells(batch.rois, flows.grids[level])[:, places]])
-    return torch.cat(found)
+            for number in numbers:
+                y, code = features[number], flows.code(number)
+                each = min(len(code), max(1, most // n))
+                places = torch.randperm(len(code), generator=dice[number])[:each]
+                log_p = flows.level(number)(y[:, places].to(device), code[places].to(device)).cpu()
+                if batch.rois is None:
+                    found[number].append(log_p.flatten())
+                else:
+                    inside = roi_cells(batch.rois, flows.grids[number])[:, places]
+                    found[number].append(log_p[inside])
+    return [torch.cat(parts) for parts in found]
+
+
+def _one_by_one(
+    extractor: FeatureExtractor, images: TaughtImages
+) -> Iterator[tuple[tuple[Tensor, ...], Tensor | None]]:
+    """The features of each image, (1, h * w, C) of each level, and its region or None."""
+    for place in range(len(images)):
+        batch = images.at(np.array([place]))
+        yield batch.targets or features_of(extractor, batch.images), batch.rois
 
 
 def standardize(flows: FlowLevels, extractor: FeatureExtractor, images: TaughtImages) -> None:
     """Take mean and deviation of every channel from the cells of the training images."""
     total: list[Tensor] = [torch.zeros(())] * len(flows)
     with torch.no_grad():
-        for place in range(len(images)):
-            batch = images.at(np.array([place]))
-            features = batch.targets or features_of(extractor, batch.images)
+        for features, rois in _one_by_one(extractor, images):
             for number, (y, grid) in enumerate(zip(features, flows.grids, strict=True)):
-                inside = None if batch.rois is None else roi_cells(batch.rois, grid)[0]
+                inside = None if rois is None else roi_cells(rois, grid)[0]
                 total[number] = total[number] + sums(y[0].T.unflatten(1, grid), inside)
     for number, found in enumerate(total):
         level = flows.level(number)
@@ -266,13 +274,9 @@ def take_ceilings(flows: FlowLevels, extractor: FeatureExtractor, images: Taught
     flows.forget_terms()
     highest = torch.full((len(flows),), -torch.inf)
     with torch.no_grad():
-        for place in range(len(images)):
-            batch = images.at(np.array([place]))
-            features = batch.targets or features_of(extractor, batch.images)
+        for features, rois in _one_by_one(extractor, images):
             for level, log_p in enumerate(flows.log_likelihoods(features)):
-                inside = log_p
-                if batch.rois is not None:
-                    inside = log_p[roi_cells(batch.rois, flows.grids[level])]
+                inside = log_p if rois is None else log_p[roi_cells(rois, flows.grids[level])]
                 highest[level] = torch.maximum(highest[level], inside.max())
     for level in range(len(flows)):
         flows.level(level).ceiling.copy_(highest[level])

@@ -7,10 +7,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from amiss.data.defects import Defect
-from amiss.data.geometry import resize_mask
-from amiss.data.images import read_mask
+from amiss.data.images import read_framed_mask
 from amiss.data.stream import ImageStream
-from amiss.errors import DataError
 from amiss.types import Bool, Record, UInt8
 
 
@@ -28,7 +26,6 @@ class KnownDefects:
 
     def __init__(self, stream: ImageStream) -> None:
         self.records: Sequence[Record] = stream.records
-        self.window = stream.window
         batches = list(stream.batches(8))
         self.images: UInt8 = np.concatenate([b.images for b in batches])
         everywhere = np.ones(self.images.shape[1:3], np.bool_)
@@ -44,16 +41,9 @@ class KnownDefects:
             if record.mask is None:
                 self.masks.append(None)
                 continue
-            mask = read_mask(record.mask, crop=record.crop)
-            if mask.shape != geometry.original:
-                raise DataError(
-                    f"{record.masks[0]}: is {mask.shape[0]} x {mask.shape[1]} pixels, and its "
-                    f"image {record.path} {geometry.original[0]} x {geometry.original[1]}."
-                )
-            small = resize_mask(mask, geometry)
+            small = read_framed_mask(record.mask, geometry, record.crop)
             # An empty mask says no more than none: the image is anomalous all the same.
             self.masks.append(small if small.any() else None)
-
         self.is_proposed = [mask is None for mask in self.masks]
 
     def propose(self, number: int, mask: Bool) -> None:

@@ -272,8 +272,8 @@ class BGAD(Detector):
         assert flows is not None and extractor is not None
         if cfg.boundary == "batch":
             return
-        for number in range(len(flows)):
-            log_p = normal_log_likelihoods(flows, extractor, parts.data, number, most=_ASKED)
+        found = normal_log_likelihoods(flows, extractor, parts.data, _ASKED)
+        for number, log_p in enumerate(found):
             flows.level(number).boundary.copy_(boundary_of(log_p / cfg.normalizer, cfg.beta))
 
     def _loss(self, level: int, log_p: Tensor, labels: Tensor) -> dict[str, Tensor]:
@@ -288,8 +288,8 @@ class BGAD(Detector):
             weights = focal_weights(normal, anomalous)
             per_vector = torch.ones_like(scaled).masked_scatter(is_normal, weights[0])
         likelihood = mean_likelihood_loss(log_p, is_normal, cfg.likelihood, per_vector)
-        idle = not normal.numel() if cfg.boundary == "global" else not anomalous.numel()
-        if idle or not normal.numel():
+        # By steps, the authors' code has no such loss in a step without anomalous vectors.
+        if not normal.numel() or (cfg.boundary == "batch" and not anomalous.numel()):
             return {"loss": likelihood, "likelihood": likelihood, "beyond": likelihood * 0}
         boundary = self.flows.level(level).boundary
         if cfg.boundary == "batch":
