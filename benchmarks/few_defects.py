@@ -135,7 +135,7 @@ def fit(task: dict[str, Any]) -> dict[str, Any]:
             "data": title(task["data"]), "test": asked.title, "draw": task["draw"],
             "protocol": protocol, "known": number, "kind": kind,
             "side": task["side"], **{key: report.metrics[key] for key in report.metrics},
-            "interval": report.intervals.get("image_auroc"),
+            "intervals": {key: list(pair) for key, pair in report.intervals.items()},
             "recall": report.operating_point["recall"],
             "false_alarm_rate": report.operating_point["false_alarm_rate"],
             "fit_seconds": fitted, "peak_mib": peak_mib(), "judged": len(report.judged),

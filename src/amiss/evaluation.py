@@ -21,6 +21,7 @@ from amiss.metrics import (
     image_ap,
     image_auroc,
     image_f1_max,
+    pixel_intervals,
     pixel_metrics,
     roc_curve,
 )
@@ -280,6 +281,7 @@ def _pixel_metrics(scored: _Scored, figures: _Figures, notes: list[str]) -> None
     figures.metrics["pixel_f1_max"] = found.f1_max
     figures.metrics["aupro"] = found.aupro
     figures.curves["pro"] = found.pro_curve
+    figures.intervals.update(pixel_intervals(maps, masks, rois=inside, limit=0.3))
 
 
 def _mask(row: Judged) -> Bool:

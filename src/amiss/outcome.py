@@ -68,7 +68,7 @@ class Report:
 
     `metrics` holds the names of the public list (`image_auroc`, `image_ap`, `image_f1_max`,
     `pixel_auroc`, `pixel_ap`, `pixel_f1_max`, `aupro`), the pixel ones only where masks exist;
-    `intervals` their bootstrap 95 % intervals (image metrics). Rates are fractions in [0, 1].
+    `intervals` their bootstrap 95 % intervals, over images. Rates are fractions in [0, 1].
 
     `operating_point` describes the threshold in force: `threshold`, `pixel_threshold` (or None),
     `policy` (text), `max_false_alarm` (alpha asked for), `alpha` (alpha in force),

@@ -16,6 +16,7 @@ from amiss.metrics.image import (
 from amiss.metrics.localization import PixelMetrics, pixel_metrics
 from amiss.metrics.pixel import pixel_ap, pixel_auroc, pixel_f1_max
 from amiss.metrics.region import aupro, label_regions, pro_curve, region_list
+from amiss.metrics.resampling import pixel_intervals
 
 __all__ = [
     "PixelMetrics",
@@ -30,6 +31,7 @@ __all__ = [
     "pixel_ap",
     "pixel_auroc",
     "pixel_f1_max",
+    "pixel_intervals",
     "pixel_metrics",
     "pro_curve",
     "region_list",

@@ -151,7 +151,8 @@ class Ranked:
 class PixelPool:
     """Maps, masks and regions of interest, checked once and then read block by block.
 
-    `ok` and `defects` count the pixels of the two classes. Raises `MetricError` as `pixel_auroc`.
+    `ok` and `defects` count the pixels of the two classes, `has_defect` (B,) tells which images
+    have a defect pixel. Raises `MetricError` as `pixel_auroc`.
     """
 
     def __init__(self, maps: Stack, masks: Stack, rois: Stack | None = None) -> None:
@@ -174,6 +175,7 @@ class PixelPool:
         self._step = max(1, _BLOCK_PX // (H * W))
         self._image_px = H * W
         self.ok = self.defects = 0
+        self.has_defect = np.zeros(shape[0], dtype=np.bool_)
         self._sample, self._sample_is_defect = self._scan()
         for name, count in (("defect", self.defects), ("defect-free", self.ok)):
             if count == 0:
@@ -214,6 +216,15 @@ class PixelPool:
             yield low, high
             high = low
 
+    def cuts(self, parts: int) -> Scores:
+        """Scores, ascending and distinct, that part the pixels of either class into `parts` shares
+        of about the same size, as far as a sample tells."""
+        found = []
+        for sample in (self._sample[~self._sample_is_defect], self._sample[self._sample_is_defect]):
+            places = np.arange(1, parts) * len(sample) // parts
+            found.append(sample[places] if len(sample) else sample)
+        return np.unique(np.concatenate(found))
+
     def ranked(self, low: float, high: float, *, defect: bool, before: int) -> Ranked:
         """Gather and sort the pixels of one class in [low, high)."""
         # Pages of an empty array take no memory before they are written.
@@ -248,7 +259,10 @@ class PixelPool:
                     f"map {number * self._step + int(np.argmax(bad))} holds NaN or infinity.",
                     hint="Maps must be finite; look at the image and at the method that made it.",
                 )
-            self.defects += int(np.count_nonzero(block.defect))
+            of_image = np.count_nonzero(block.defect, axis=(1, 2))
+            start = number * self._step
+            self.has_defect[start : start + len(of_image)] = of_image > 0
+            self.defects += int(of_image.sum())
             self.ok += int(np.count_nonzero(block.ok))
             size = block.scores.size
             places = generator.integers(0, size, size=math.ceil(size * share))

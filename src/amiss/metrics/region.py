@@ -131,7 +131,9 @@ def aupro(maps: Stack, masks: Stack, limit: float = 0.3, *, rois: Stack | None =
     return min(1.0, area / (budget * regions))  # 1 / n summed n times may round above 1
 
 
-def share_right_of(above: Int64, equal: Int64, budget: float) -> Float64:
+def share_right_of(
+    above: Int64 | Float64, equal: Int64 | Float64, budget: float | Float64
+) -> Float64:
     """Integral from 0 to `budget` of a step that begins at `above` and is full at above + equal.
 
     The step is a straight line where other pixels share the score: the curve has no point inside
@@ -214,16 +216,25 @@ def defect_batches(pool: PixelPool) -> Iterator[tuple[Scores, Float64, int]]:
     for block in pool.blocks():
         if not block.defect.any():
             continue
-        runs = _runs(block.defect)
-        size = np.bincount(runs.region, weights=runs.length)
-        weights.append(np.repeat(1.0 / size[runs.region], runs.length))
+        own, number = region_weights(block.defect)
+        weights.append(own)
         scores.append(block.scores[block.defect])
-        regions += runs.regions
+        regions += int(number.sum())
         if sum(map(len, scores)) >= _BATCH_PX:
             yield np.concatenate(scores), np.concatenate(weights), regions
             scores, weights, regions = [], [], 0
     if scores:
         yield np.concatenate(scores), np.concatenate(weights), regions
+
+
+def region_weights(masks: Bool) -> tuple[Float64, Int64]:
+    """Of masks (n, H, W): 1 / size of its region for each pixel of a mask, in raster order of all
+    images, and the number of regions of each image (n,)."""
+    runs = _runs(masks)
+    size = np.bincount(runs.region, weights=runs.length)
+    first = runs.row[np.unique(runs.region, return_index=True)[1]]  # a row of each region
+    number = np.bincount(first // (masks.shape[1] + 1), minlength=len(masks))
+    return np.repeat(1.0 / size[runs.region], runs.length), number
 
 
 def _runs(masks: Bool) -> _Runs:

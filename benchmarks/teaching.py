@@ -1,0 +1,167 @@
+"""What teaching a detector some of its misses does to the others: recall and false alarms.
+
+    python benchmarks/teaching.py --data SET [--taught N] [--draws 0 1 2] [--rate R]
+        [--limit-train N] [--threads N] [--output FILE]
+
+A PatchCore at its defaults judges the test images of SET. Of the anomalous ones that it misses, N
+are drawn by the draw's seed and taught, without masks; both detectors are judged on all other test
+images. Those that were missed and those that were caught before are counted apart: by their choice
+the first are all missed before and the second all caught. So two controls stand beside: NFAD, the
+same flows without a lesson, and a BGAD that was taught N anomalous test images of any kind, missed
+or not, on the same images but those. For the first draw the command teaches the file as well, has
+to end at the same figures, and takes it back: the file is compared byte by byte.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from few_defects import FLOW
+from machine import answer, child, describe, peak_mib, read_task, versions, write_json
+from sets import drawn, title
+
+
+def main() -> None:
+    task = read_task(sys.argv)
+    if task is not None:
+        answer(task, lesson(task))
+        return
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--data", required=True)
+    parser.add_argument("--taught", type=int, default=10)
+    parser.add_argument("--draws", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--rate", type=float, default=0.05, help="of false alarms, as asked for")
+    parser.add_argument("--limit-train", type=int)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--output", type=Path)
+    options = parser.parse_args()
+    report: dict[str, Any] = {
+        "machine": describe(options.threads), "versions": versions("amiss", "torch", "numpy"),
+        "data": title(options.data), "taught": options.taught, "rate": options.rate,
+        "limit_train": options.limit_train, "runs": [],
+    }  # fmt: skip
+    for draw in options.draws:
+        task = {
+            "data": options.data, "taught": options.taught, "draw": draw, "rate": options.rate,
+            "limit": options.limit_train, "with_command": draw == options.draws[0],
+        }  # fmt: skip
+        run = child(sys.executable, __file__, task, options.threads)
+        report["runs"].append(run)
+        tell(run)
+        if options.output:
+            write_json(options.output, report)
+
+
+def tell(run: dict[str, Any]) -> None:
+    """Figures of one draw."""
+    print(f"draw {run['draw']}: {run['misses']} misses, taught in {run['teach_seconds']:.0f} s")
+    for name in ("before", "taught", "nfad", "taught_any"):
+        side = run[name]
+        print(
+            f"  {name:<12}missed before {side['missed'][0]} of {side['missed'][1]}  "
+            f"caught before {side['caught'][0]} of {side['caught'][1]}  "
+            f"false alarms {side['false_alarms'][0]} of {side['false_alarms'][1]}  "
+            f"AUROC {side['image_auroc']:.4f}",
+            flush=True,
+        )
+    if "command" in run:
+        print(f"  by the command: {run['command']}", flush=True)
+
+
+def lesson(task: dict[str, Any]) -> dict[str, Any]:
+    """One draw."""
+    import numpy as np
+    import torch
+
+    import amiss
+    from amiss.data.index import index
+    from amiss.teaching import ON_A_CPU, teach
+
+    torch.set_num_threads(task["threads"])
+    assert {key: FLOW[key] for key in ON_A_CPU} == ON_A_CPU, "NFAD would have other settings"
+    whole = drawn(index(task["data"]), task["limit"], None)
+    old = amiss.PatchCore()
+    old.fit(whole, max_false_alarm=task["rate"], run=amiss.Run(seed=task["draw"]))
+    first = amiss.evaluate(old, whole)
+    anomalous = [row for row in first.judged if row.label == 1]
+    missed = {row.path for row in anomalous if not row.result.is_anomalous}
+    random = np.random.default_rng(task["draw"])
+    by_path = {record.path: record for record in whole.test}
+    shown = [by_path[sorted(missed)[i]] for i in random.permutation(len(missed))[: task["taught"]]]
+    others = [by_path[anomalous[i].path]
+              for i in random.permutation(len(anomalous))[: task["taught"]]]  # fmt: skip
+    began = time.perf_counter()
+    taught = teach(old, anomalous=shown, judge=whole, run=amiss.Run(seed=task["draw"]))
+    seconds = time.perf_counter() - began
+    of_any = teach(old, anomalous=others, judge=whole, run=amiss.Run(seed=task["draw"]))
+    flows = amiss.NFAD(**FLOW)
+    flows.fit(whole, max_false_alarm=task["rate"], run=amiss.Run(seed=task["draw"]))
+    rest = {row.path for row in taught.after.judged} & {row.path for row in of_any.after.judged}
+    found = {
+        "draw": task["draw"], "misses": len(missed), "n_anomalous": len(anomalous),
+        "teach_seconds": seconds, "peak_mib": peak_mib(),
+        "before": side(first, missed, rest),
+        "taught": side(taught.after, missed, rest),
+        "taught_any": side(of_any.after, missed, rest),
+        "nfad": side(amiss.evaluate(flows, whole), missed, rest),
+        "shown": [record.path.name for record in shown],
+    }  # fmt: skip
+    if task["with_command"]:
+        found["command"] = by_command(old, shown, taught, task)
+    return found
+
+
+def side(report: Any, missed: set[Path], rest: set[Path]) -> dict[str, Any]:
+    """[found, of all] on the images `rest`: of the anomalous ones that were missed before, and
+    caught before; and false alarms."""
+    from amiss.metrics import bootstrap_interval, image_auroc
+
+    rows = [row for row in report.judged if row.path in rest]
+
+    def count(chosen: list[Any]) -> list[int]:
+        return [sum(bool(row.result.is_anomalous) for row in chosen), len(chosen)]
+
+    scores, labels = [row.result.score for row in rows], [row.label for row in rows]
+    return {
+        "missed": count([row for row in rows if row.label == 1 and row.path in missed]),
+        "caught": count([row for row in rows if row.label == 1 and row.path not in missed]),
+        "false_alarms": count([row for row in rows if row.label == 0]),
+        "image_auroc": image_auroc(scores, labels),
+        "interval": bootstrap_interval("image_auroc", scores, labels),
+        "expected_rate": report.operating_point["false_alarm_interval"],
+    }
+
+
+def by_command(old: Any, shown: list[Any], taught: Any, task: dict[str, Any]) -> dict[str, Any]:
+    """`amiss teach` on a file of the old detector, and `--undo`."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "part.amiss")
+        old.save(path)
+        before = path.read_bytes()
+        command = [sys.executable, "-m", "amiss", "teach", str(path)]
+        done = subprocess.run(
+            [*command, "--anomalous", *(str(record.path) for record in shown), "--json",
+             "--judge", task["data"], "--seed", str(task["draw"]),
+             "--threads", str(task["threads"])],
+            check=True, capture_output=True, text=True,
+        )  # fmt: skip
+        told = json.loads(done.stdout)["after"]
+        changed = path.read_bytes() != before
+        subprocess.run([*command, "--undo"], check=True, capture_output=True)
+        return {
+            "figures_are_those_of_python": told["metrics"] == taught.after.metrics
+            and told["operating_point"]["detected"] == taught.after.operating_point["detected"],
+            "changed_the_file": changed,
+            "undone_to_the_byte": path.read_bytes() == before,
+        }
+
+
+if __name__ == "__main__":
+    main()
