@@ -9,8 +9,9 @@ Which images are known is drawn anew for each draw, which is the seed of the fit
 are passed over. Known images, and with `one_class` all of their kind, are judged by nobody. A
 method that learns from none is fitted once for each draw and judged on all these tests. The limits
 draw that many images by a fixed seed, half of the test images anomalous. `bgad_none`,
-`bgad_perlin` and `bgad_cut_paste` are BGAD with other generators of defects. Settings: FLOW, and
-the defaults. Every fit is a process of its own.
+`bgad_perlin` and `bgad_cut_paste` are BGAD with other generators of defects, `bgad_nearest` labels
+cells as the authors' code does. Settings: FLOW, BOUNDARY, and the defaults. Every fit is a process
+of its own.
 """
 
 from __future__ import annotations
@@ -28,13 +29,15 @@ FLOW: dict[str, Any] = {
     "layers": ("8", "16", "32"), "epochs": 20, "cell_share": 0.1, "vectors": 1024,
     "learning_rate": 2e-3, "standardize": True,
 }  # fmt: skip
+BOUNDARY = FLOW | {"cells": "touched"}
 SIDES: dict[str, tuple[str, dict[str, Any]]] = {
     "patchcore": ("PatchCore", {}),
     "nfad": ("NFAD", FLOW),
-    "bgad": ("BGAD", FLOW),
-    "bgad_none": ("BGAD", FLOW | {"synthesis": "none"}),
-    "bgad_perlin": ("BGAD", FLOW | {"synthesis": "perlin"}),
-    "bgad_cut_paste": ("BGAD", FLOW | {"synthesis": "cut_paste"}),
+    "bgad": ("BGAD", BOUNDARY),
+    "bgad_nearest": ("BGAD", FLOW),
+    "bgad_none": ("BGAD", BOUNDARY | {"synthesis": "none"}),
+    "bgad_perlin": ("BGAD", BOUNDARY | {"synthesis": "perlin"}),
+    "bgad_cut_paste": ("BGAD", BOUNDARY | {"synthesis": "cut_paste"}),
 }
 SHOWN = ("image_auroc", "pixel_auroc", "aupro")
 

@@ -23,7 +23,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from few_defects import FLOW
+from few_defects import BOUNDARY, FLOW
 from machine import answer, child, describe, peak_mib, read_task, versions, write_json
 from sets import drawn, title
 
@@ -85,7 +85,7 @@ def lesson(task: dict[str, Any]) -> dict[str, Any]:
     from amiss.teaching import ON_A_CPU, teach
 
     torch.set_num_threads(task["threads"])
-    assert {key: FLOW[key] for key in ON_A_CPU} == ON_A_CPU, "NFAD would have other settings"
+    assert {key: BOUNDARY[key] for key in ON_A_CPU} == ON_A_CPU, "NFAD would have other settings"
     whole = drawn(index(task["data"]), task["limit"], None)
     old = amiss.PatchCore()
     old.fit(whole, max_false_alarm=task["rate"], run=amiss.Run(seed=task["draw"]))

@@ -33,6 +33,7 @@ from amiss.types import ANOMALOUS, NORMAL, Record
 
 ON_A_CPU: dict[str, Any] = {
     "epochs": 20, "cell_share": 0.1, "vectors": 1024, "learning_rate": 2e-3, "standardize": True,
+    "cells": "touched",
 }  # fmt: skip
 """Of the BGAD that takes over from another method: minutes on two cores; see its page."""
 _LAYERS = ("8", "16", "32")  # of the embedded network, with these

@@ -180,6 +180,29 @@ def test_labels_come_to_the_cells_from_the_nearest_pixel() -> None:
     assert on_grid(labels, (2, 3)).tolist() == [[0, 0, 0, 0, 0, -1]]
 
 
+def test_a_touched_cell_is_anomalous_and_those_beside_it_are_left_out() -> None:
+    labels = torch.zeros(1, 8, 20, dtype=torch.int8)
+    labels[0, 7, 15] = ANOMALOUS_CELL  # the last pixel of the upper cell to its left above
+    assert on_grid(labels, (2, 5)).tolist() == [[0] * 10]
+    found = on_grid(labels, (2, 5), touched=True).unflatten(1, (2, 5))[0]
+    assert found.tolist() == [[0, 0, -1, -1, -1], [0, 0, -1, 1, -1]]
+    # a cell that was left out stays so, and a region hides what it hides
+    labels[0, :, :16] = torch.where(labels[0, :, :16] == 0, LEFT_OUT, labels[0, :, :16])
+    roi = torch.ones(1, 8, 20, dtype=torch.bool)
+    roi[0, :4] = False
+    found = on_grid(labels, (2, 5), roi, touched=True).unflatten(1, (2, 5))[0]
+    assert found.tolist() == [[-1] * 5, [-1, -1, -1, -1, -1]]
+
+
+def test_touched_cells_change_what_is_learned(folder: Path) -> None:
+    found = [
+        fitted(BGAD(**BG, cells=cells), f"multi_class:3:{folder}")
+        for cells in ("nearest", "touched")
+    ]
+    first, second = (torch.cat([w.flatten() for w in d.flows.parameters()]) for d in found)
+    assert not torch.equal(first, second)
+
+
 def test_the_learning_rate_warms_up_and_falls() -> None:
     config = FlowConfig(learning_rate=1.0)
     rates = [config.rate(x / 100) for x in range(101)]

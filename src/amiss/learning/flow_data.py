@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from amiss.learning.held_out import HeldOut, parted, score_held_out, told_held_out
 from amiss.learning.normals import Normals
@@ -85,11 +86,23 @@ class NormalFeatures:
         return FlowBatch(found.targets, found.images[:0], labels, found.rois)
 
 
-def on_grid(labels: Tensor, grid: tuple[int, int], rois: Tensor | None = None) -> Tensor:
+def on_grid(
+    labels: Tensor, grid: tuple[int, int], rois: Tensor | None = None, *, touched: bool = False
+) -> Tensor:
     """Labels of pixels (B, H, W) -> of the cells (B, h * w), each that of the nearest pixel; cells
-    outside of `rois` (B, H, W) are left out, just those that are not judged."""
+    outside of `rois` (B, H, W) are left out, just those that are not judged.
+
+    touched: a normal cell with an anomalous pixel in it is anomalous, and one beside such a cell is
+    left out. Features of both have seen the defect; to call them normal would teach that it is.
+    """
     (H, W), (h, w) = labels.shape[1:], grid
     rows = torch.arange(h, device=labels.device) * H // h
     columns = torch.arange(w, device=labels.device) * W // w
     found = labels[:, rows][:, :, columns].flatten(1)
+    if touched:
+        share = F.adaptive_max_pool2d((labels == ANOMALOUS_CELL).float()[:, None], grid)
+        beside = F.max_pool2d(share, 3, stride=1, padding=1)
+        is_normal = found == NORMAL_CELL
+        found = found.masked_fill(is_normal & (beside.flatten(1) > 0), LEFT_OUT)
+        found = found.masked_fill(is_normal & (share.flatten(1) > 0), ANOMALOUS_CELL)
     return found if rois is None else found.masked_fill(~roi_cells(rois, grid), LEFT_OUT)

@@ -73,6 +73,11 @@ class FlowConfig(Config):
         choices=LIKELIHOODS,
     )
 
+    @property
+    def labels_touched(self) -> bool:
+        """Whether all cells that a defect touches are anomalous; see `on_grid`."""
+        return False
+
     def extractor(self, seed: int) -> FeatureExtractor:
         """The frozen network."""
         return FeatureExtractor(
@@ -173,7 +178,9 @@ def train_flows(  # noqa: PLR0913 - what learns, on what, by which loss, when, a
         told: dict[str, Tensor] = {}
         for number, name in enumerate(players):
             y = features[number]
-            labels = on_grid(batch.labels, flows.grids[number], batch.rois)
+            labels = on_grid(
+                batch.labels, flows.grids[number], batch.rois, touched=config.labels_touched
+            )  # fmt: skip
             parts = _parts(y, config)
             for places in parts:
                 log_p = loop.networks[name](y[:, places], flows.code(number).to(y.device)[places])

@@ -82,6 +82,12 @@ class BGADConfig(FlowConfig):
         "sum", "of L_bg-spp: sum, or mean over what violates the boundary, as in the authors' code",
         choices=REDUCTIONS, paper="sum",
     )  # fmt: skip
+    cells: str = option(
+        "nearest",
+        "of a defect: those whose nearest pixel is in its mask (nearest), as in the authors' code, "
+        "or all that it touches, and those beside these count neither way (touched)",
+        choices=("nearest", "touched"),
+    )  # fmt: skip
     focal: bool = option(
         False, "count those vectors more that are on the wrong side, as the authors' command does"
     )
@@ -106,6 +112,10 @@ class BGADConfig(FlowConfig):
         "the object for the others, as their papers have it", choices=("auto", "otsu", "all"),
         paper="gray-level binarization",
     )  # fmt: skip
+
+    @property
+    def labels_touched(self) -> bool:
+        return self.cells == "touched"
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -161,6 +171,7 @@ class BGAD(Detector):
         boundary_weight: float = BGADConfig.boundary_weight,
         boundary: str = BGADConfig.boundary,
         reduction: str = BGADConfig.reduction,
+        cells: str = BGADConfig.cells,
         focal: bool = BGADConfig.focal,
         synthesis: str = BGADConfig.synthesis,
         synthetic_share: float = BGADConfig.synthetic_share,
