@@ -222,6 +222,27 @@ def test_two_thirds_of_a_batch_are_normal(monkeypatch: pytest.MonkeyPatch) -> No
     assert [mixed.normals_of(n) for n in (4, 32)] == [4, 20]  # shared by two processes
 
 
+def test_two_processes_descend_what_one_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The mean of what two processes say of their halves is what one says of the whole."""
+    from amiss.learning.flows import _parts
+
+    detector = BGAD(**BG, synthesis="perlin")
+    detector.flows = detector.config.flows(detector.config.extractor(0), 0)
+    detector.flows.level(0).boundary.fill_(-0.2)
+    log_p = torch.linspace(-4.0, 0.0, 24).view(4, 6)
+    labels = torch.arange(24).view(4, 6).remainder(2).to(torch.int8)
+    whole = detector._loss(0, log_p, labels)
+    features = torch.zeros(4, 96, 3)
+    places = len(_parts(features, detector.config))
+    for module in ("learning.flows", "methods.bgad"):
+        monkeypatch.setattr(f"amiss.{module}.rank_and_size", lambda: (0, 2))
+    halves = [detector._loss(0, log_p[at], labels[at]) for at in (slice(0, 2), slice(2, 4))]
+    for name, value in whole.items():
+        torch.testing.assert_close((halves[0][name] + halves[1][name]) / 2, value)
+    assert float(whole["beyond"]) > 0
+    assert len(_parts(features[:2], detector.config)) == places == 3
+
+
 def test_an_interrupted_training_ends_as_one_that_was_not(folder: Path, tmp_path: Path) -> None:
     source = f"multi_class:3:{folder}"
     whole = fitted(BGAD(**BG), source)

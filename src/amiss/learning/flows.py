@@ -13,6 +13,7 @@ from torch import Tensor
 
 from amiss.learning.adversarial import adam
 from amiss.learning.flow_data import NORMAL_CELL, FlowBatch, on_grid
+from amiss.learning.processes import rank_and_size
 from amiss.learning.spread import spread, sums
 from amiss.learning.trained import drawn
 from amiss.learning.training_images import Batches, TaughtImages
@@ -213,8 +214,9 @@ def _features(
 
 
 def _parts(y: Tensor, config: FlowConfig) -> tuple[Tensor, ...]:
-    """The numbers of the cells of each step, drawn at random, about as many in each."""
-    B, P, _ = y.shape
+    """The numbers of the cells of each step, drawn at random, about as many in each. What a step
+    sees counts in all processes together."""
+    B, P = len(y) * rank_and_size()[1], y.shape[1]
     chosen = torch.randperm(P, device=y.device)[: max(1, round(config.cell_share * P))]
     return chosen.tensor_split(max(1, round(B * len(chosen) / config.vectors)))
 

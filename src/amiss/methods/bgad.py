@@ -37,6 +37,7 @@ from amiss.learning.held_out import HeldOut
 from amiss.learning.known_defects import KnownDefects
 from amiss.learning.mixed_features import MixedFeatures, patch_sources, propose_masks
 from amiss.learning.normals import Normals
+from amiss.learning.processes import rank_and_size
 from amiss.methods.base import Detector
 from amiss.nn.backbone import FeatureExtractor
 from amiss.nn.boundary import REDUCTIONS, boundary_of, focal_weights, semi_push_pull
@@ -309,6 +310,8 @@ class BGAD(Detector):
             normal, anomalous, boundary, margin=cfg.margin, reduction=cfg.reduction,
             weights=weights,
         )  # fmt: skip
+        if cfg.reduction == "sum":  # over the vectors of all processes, whose mean is descended
+            beyond = beyond * rank_and_size()[1]
         loss = likelihood + cfg.boundary_weight * beyond
         return {"loss": loss, "likelihood": likelihood, "beyond": beyond}
 
