@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from amiss.cli_teach import spread
 from amiss.data.defects import anomalous_records
 from amiss.errors import ArtifactError, DataError, OptionError
 from amiss.fit import fit
+from amiss.run import Run
 from amiss.teaching import teach, teach_file, undo, versions_of
 from commands import amiss as command
 from made_images import spoil, texture, textures, write
@@ -75,6 +77,78 @@ def test_both_are_judged_on_what_neither_has_seen(folder: Path) -> None:
     told = taught.describe()
     assert "spot (taught)" in told and "stain (not taught)" in told and "false alarms" in told
     assert "before" in told.splitlines()[0]
+
+
+def test_what_was_taught_is_told_apart_from_what_is_judged(folder: Path, tmp_path: Path) -> None:
+    alarms = folder.parent / "alarms"
+    old = patchcore(folder)
+    taught = teach(old, anomalous=spots(folder), normal=alarms, options=QUICK)
+    for name, paths_of, total in (
+        ("defects", spots(folder), 2),
+        ("false alarms", sorted(alarms.iterdir()), 2),
+    ):
+        called = [
+            sum(bool(d.predict(p).is_anomalous) for p in paths_of) for d in (old, taught.detector)
+        ]
+        assert taught.lesson[name] == (*called, total)
+    assert "called anomalous" in taught.describe()
+    bare = tmp_path / "normals"
+    textures(bare, 6, seed=5)
+    alone = teach(patchcore(bare), anomalous=spots(folder), options=QUICK)
+    assert alone.before is None and "defects" in alone.describe()
+    assert "name some with judge" in alone.describe()
+
+
+def test_a_defect_that_moved_is_found_by_its_content(folder: Path, tmp_path: Path) -> None:
+    shown = tmp_path / "shown"
+    shown.mkdir()
+    for path in spots(folder, 3)[:2]:
+        (shown / path.name).write_bytes(path.read_bytes())
+    first = fit(BGAD(**TINY, **QUICK, batch_size=4), folder, anomalous=shown, max_false_alarm=0.5)
+    for path in list(shown.iterdir()):
+        path.unlink()
+    more = spots(folder, 3)[2:]
+    with pytest.raises(DataError, match=r"The defect .* is not there any more.*name the set"):
+        teach(first, anomalous=more)
+    assert teach(first, anomalous=more, data=folder).detector.facts["defects"] == 3
+
+
+def test_a_threshold_by_policy_is_said_to_be_replaced(folder: Path) -> None:
+    old = patchcore(folder)
+    old.calibration = dataclasses.replace(old.calibration, policy="f1")
+    said: list[str] = []
+    teach(old, normal=folder.parent / "alarms", run=Run(say=said.append))
+    assert any("chosen by f1" in line for line in said)
+
+
+def test_an_exported_file_is_not_taught(folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(ArtifactError, match="exported file, which does not learn"):
+        teach_file(tmp_path / "part.onnx", normal=folder.parent / "alarms")
+
+
+def test_folders_of_kinds_are_all_defects(folder: Path, tmp_path: Path) -> None:
+    missed = tmp_path / "missed"
+    for kind, path in zip(("hole", "crack"), spots(folder), strict=True):
+        (missed / kind).mkdir(parents=True)
+        (missed / kind / path.name).write_bytes(path.read_bytes())
+        (missed / kind / f"{path.stem}_mask.png").write_bytes(path.read_bytes())
+    found = anomalous_records(missed)
+    assert [(r.kind, r.path.parent.name, len(r.masks)) for r in found] == [
+        ("crack", "crack", 1), ("hole", "hole", 1),
+    ]  # fmt: skip
+    (missed / "hole" / "deep").mkdir()
+    (missed / "hole" / "deep" / "x.png").write_bytes(path.read_bytes())
+    with pytest.raises(DataError):
+        anomalous_records(missed)
+
+
+def test_images_without_a_label_are_no_defects(folder: Path) -> None:
+    good = folder / "train" / "good" / "000.png"
+    given = [
+        amiss.Record(p, label)
+        for p, label in zip([good, *spots(folder)], (0, 1, None), strict=True)
+    ]
+    assert [r.path for r in anomalous_records(given)] == [spots(folder)[0]]
 
 
 def test_copies_of_test_images_are_known_by_their_content(folder: Path, tmp_path: Path) -> None:
@@ -194,6 +268,16 @@ def test_the_command(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture
     assert failed.status == 1 and "was not taught" in failed.err
     for wrong in (["--undo", "--normal", alarms[0]], ["--mask-dir", tmp_path], []):
         assert command(capsys, "teach", path, *wrong).status == 1
+
+
+def test_a_name_with_its_value_is_spread_as_well() -> None:
+    assert spread(["teach", "p", "--normal=a", "b"]) == [
+        "teach",
+        "p",
+        "--normal=a",
+        "--normal",
+        "b",
+    ]
 
 
 def test_names_are_put_before_each_of_several_paths() -> None:

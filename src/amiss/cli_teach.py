@@ -21,7 +21,8 @@ def spread(args: Sequence[str]) -> list[str]:
     name = ""
     for arg in args:
         if arg.startswith("-"):
-            name = arg if arg in _SEVERAL else ""
+            own = arg.partition("=")[0]
+            name = own if own in _SEVERAL else ""
         elif name and found[-1] != name:
             found.append(name)
         found.append(arg)
@@ -110,6 +111,7 @@ def _say_taught(path: Path, taught: Any, notes: list[str], *, as_json: bool) -> 
                 "path": str(path),
                 "method": taught.detector.id,
                 "shown_kinds": list(taught.shown_kinds),
+                "lesson": {name: list(counts) for name, counts in taught.lesson.items()},
                 **{
                     name: None
                     if report is None

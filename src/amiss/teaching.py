@@ -28,7 +28,9 @@ from amiss.fit import fit
 from amiss.methods.base import Detector
 from amiss.nn.backbone import DEFAULT_BACKBONE
 from amiss.outcome import Report
+from amiss.predict import BATCH, decide, frame_rois
 from amiss.run import Run
+from amiss.runtime import as_runtime, image_stream
 from amiss.types import ANOMALOUS, NORMAL, Record
 
 ON_A_CPU: dict[str, Any] = {
@@ -41,26 +43,37 @@ _LAYERS = ("8", "16", "32")  # of the embedded network, with these
 
 class Taught(NamedTuple):
     """The new `detector`, and both judged on the same images, which neither has seen; None where
-    there were none to judge on. `shown_kinds` of defects are among those that were taught."""
+    there were none to judge on. `shown_kinds` of defects are among those that were taught.
+
+    `lesson`: of what was taught just now, by "defects" and "false alarms", how many of how many are
+    called anomalous, (before, after, of all). The new detector has learned from them, so that this
+    tells whether it took the lesson, and nothing of other images.
+    """
 
     detector: Detector
     before: Report | None
     after: Report | None
     shown_kinds: tuple[str, ...]
+    lesson: dict[str, tuple[int, int, int]]
 
     def describe(self) -> str:
         """Recall by kind and false alarms, before and after, for a person."""
-        if self.before is None or self.after is None:
-            return (
-                "There are no labelled images to compare them on that neither detector has seen: "
-                "name some with judge."
-            )
-        points = self.before.operating_point, self.after.operating_point
         lines = [f"{'':<34}{'before':>14}{'after':>14}"]
 
         def row(name: str, values: Sequence[str]) -> None:
             lines.append(f"{name:<34}{values[0]:>14}{values[1]:>14}")
 
+        lines.append("taught, and called anomalous:")
+        for name, (*called, total) in self.lesson.items():
+            row(f"  {name}", [f"{number} of {total}" for number in called])
+        if self.before is None or self.after is None:
+            lines.append(
+                "There are no labelled images that neither detector has seen, so that nothing is "
+                "known of others: name some with judge."
+            )
+            return "\n".join(lines)
+        points = self.before.operating_point, self.after.operating_point
+        lines.append("on images that neither has seen:")
         if points[0]["n_anomalous"]:
             row("caught", [f"{p['detected']} of {p['n_anomalous']}" for p in points])
             for kind in sorted(points[0]["recall_by_kind"]):
@@ -112,15 +125,13 @@ def teach(  # noqa: PLR0913 - what is taught, on what, and how it is judged
     missed = [] if anomalous is None else anomalous_records(anomalous)
     original = _without(_original(detector, data), missed, run)
     _require_roi(detector, roi)
-    known = [*_known_before(detector), *missed]  # before: of methods that learn from some
+    known = [*_known_before(detector, data), *missed]  # before: of methods that learn from some
     alarms = [] if normal is None else list(index(normal).records)
     learner = _learner(detector, bool(missed), options or {})
-    calibration = detector.calibration
-    rate = 0.01 if calibration is None else calibration.max_false_alarm
     fit(
         learner, original, anomalous=known or None,
         also_normal=[*_added_before(detector), *alarms] or None,
-        max_false_alarm=rate, roi=roi,
+        max_false_alarm=_rate(detector, run), roi=roi,
         window=str(detector.training_facts.get("window", "percentile")), run=run,
     )  # fmt: skip
     learner.training_facts["taught"] = [
@@ -133,7 +144,37 @@ def teach(  # noqa: PLR0913 - what is taught, on what, and how it is judged
         },
     ]
     before, after, shown = _compared(detector, learner, judge, known)
-    return Taught(learner, before, after, shown)
+    taught = (("defects", missed), ("false alarms", alarms))
+    lesson = {
+        name: (_called(detector, records), _called(learner, records), len(records))
+        for name, records in taught
+        if records
+    }
+    return Taught(learner, before, after, shown, lesson)
+
+
+def _rate(detector: Detector, run: Run) -> float:
+    """The rate of false alarms that the new detector is to keep."""
+    calibration = detector.calibration
+    if calibration is None:
+        return 0.01
+    if calibration.policy != "max_false_alarm":
+        run.say(
+            f"the threshold was chosen by {calibration.policy} on labelled images; that of the new "
+            f"detector keeps a rate of false alarms of {calibration.max_false_alarm:g} (amiss "
+            "calibrate chooses another)"
+        )
+    return calibration.max_false_alarm
+
+
+def _called(detector: Detector, records: Sequence[Record]) -> int:
+    """How many images a detector calls anomalous."""
+    runtime = as_runtime(detector)
+    found = 0
+    for batch in image_stream(runtime, records).batches(BATCH):
+        scores = runtime(batch.images, frame_rois(runtime, batch)).score
+        found += sum(bool(decide(detector.calibration, float(score))[1]) for score in scores)
+    return found
 
 
 def _learner(detector: Detector, has_missed: bool, options: dict[str, Any]) -> Detector:
@@ -218,23 +259,32 @@ def _digest(record: Record) -> bytes:
     return digest(read_bytes(record.path), record.crop)
 
 
-def _known_before(detector: Detector) -> list[Record]:
-    """The defects that a detector was shown, with the masks that they had."""
+def _known_before(detector: Detector, data: Source | None) -> list[Record]:
+    """The defects that a detector was shown, with the masks that they had; those that are not there
+    any more are looked for in `data`, by their content."""
     facts = detector.training_facts
     root = _root(facts)
+    keys, all_masks = facts.get("known_defects", ()), facts.get("known_masks", ())
+    digests = detector.training_digests[len(detector.training_digests) - len(keys) :]
+    elsewhere: dict[bytes, Record] | None = None
     records = []
-    for key, masks in zip(
-        facts.get("known_defects", ()), facts.get("known_masks", ()), strict=True
-    ):
+    for key, masks, its in zip(keys, all_masks, digests, strict=True):
         record = _record(key, root)
         missing = [p for p in (record.path, *map(Path, masks)) if not p.is_file()]
-        if missing:
+        if not missing:
+            mask = tuple(map(Path, masks)) or None
+            records.append(dataclasses.replace(record, label=ANOMALOUS, mask=mask))
+            continue
+        if elsewhere is None:
+            given = [] if data is None else index(data).records
+            elsewhere = {_digest(r): r for r in given if r.label == ANOMALOUS}
+        moved = elsewhere.get(bytes(its))
+        if moved is None or (masks and not moved.masks):
             raise DataError(
                 f"The defect {missing[0]}, which the detector was shown, is not there any more.",
-                hint="Put it back, or fit anew.",
+                hint="Put it back, name the set that holds it with data, or fit anew.",
             )
-        mask = tuple(map(Path, masks)) or None
-        records.append(dataclasses.replace(record, label=ANOMALOUS, mask=mask))
+        records.append(moved)
     return records
 
 
@@ -286,6 +336,11 @@ def teach_file(path: str | Path, **lesson: Any) -> Taught:
     """`teach` the detector of a file, which then holds the new one; the old one stays beside it as
     NAME.amiss.1, .2 and so on. Arguments as in `teach`."""
     path = Path(path)
+    if path.suffix in (".onnx", ".xml"):
+        raise ArtifactError(
+            f"{path} is an exported file, which does not learn.",
+            hint="Teach the .amiss file that it was made from, and export that again.",
+        )
     taught = teach(load(path), **lesson)
     versions = versions_of(path)
     number = int(versions[-1].name.rpartition(".")[2]) + 1 if versions else 1

@@ -32,6 +32,18 @@ def test_values_that_half_precision_does_not_hold_are_refused() -> None:
     assert not rows.put(0, [torch.tensor([[1.0, 1e6]])])
 
 
+def test_a_full_disk_is_no_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = HalfRows(1, [torch.Size([2])])
+
+    def full(*_: object) -> int:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.pwrite", full)
+    assert not rows.put(0, [torch.zeros(1, 2)])
+    monkeypatch.setattr("os.pwrite", lambda *_: 1)  # the rest did not find room
+    assert not rows.put(0, [torch.zeros(1, 2)])
+
+
 def test_a_flow_learns_from_them_nearly_the_same(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -129,21 +129,34 @@ def test_defects_without_masks_are_placed_by_the_map_and_it_is_said(folder: Path
 
 def test_proposed_masks_lie_on_the_defects(folder: Path) -> None:
     from amiss.data.stream import ImageStream
+    from amiss.learning.flow_data import split
     from amiss.learning.known_defects import KnownDefects
     from amiss.learning.mixed_features import propose_masks
+    from amiss.learning.normals import Normals
 
     detector = fitted(NFAD(**TINY | {"epochs": 20}), folder)
+    flows, extractor = detector.flows, detector.extractor
     dataset = index(folder)
     spots = [r for r in dataset.test if r.label == 1]
-    true = KnownDefects(ImageStream(spots, size=(48, 64)))
-    bare = [amiss.Record(r.path, 1) for r in spots]
-    defects = KnownDefects(ImageStream(bare, size=(48, 64)))
-    propose_masks(detector.flows, detector.extractor, defects)
+    stream = ImageStream(dataset.train, size=(48, 64))
+    normals = split(Normals(stream, len(dataset.train)), extractor, Run()).data
+
+    def proposed(records: list[amiss.Record]) -> KnownDefects:
+        defects = KnownDefects(ImageStream(records, size=(48, 64)))
+        propose_masks(flows, extractor, defects, normals)
+        return defects
+
+    true = proposed(spots)
+    assert true.is_proposed == [False] * 5
+    defects = proposed([amiss.Record(r.path, 1) for r in spots])
+    assert defects.is_proposed == [True] * 5
     for truth, found in zip(true.masks, defects.masks, strict=True):
         assert truth is not None and found is not None
-        assert found.mean() == pytest.approx(0.02, abs=0.001)
-        assert (found & truth).sum() > 0.3 * found.sum()  # by chance a twentieth
-    assert defects.is_proposed == [True] * 5 and true.is_proposed == [False] * 5
+        assert 0.0019 <= found.mean() <= 0.101
+        assert (found & truth).sum() > 0.4 * truth.sum()  # by chance a tenth
+    # of an image without a defect next to nothing is taken
+    bare = proposed([amiss.Record(r.path, 1) for r in dataset.train[:2]])
+    assert all(mask is not None and mask.mean() < 0.005 for mask in bare.masks)
 
 
 def test_nothing_to_learn_from_is_refused(folder: Path) -> None:

@@ -16,7 +16,7 @@ from amiss.data.index import Source, index
 from amiss.data.tree import MaskFolder, part_masks, scan
 from amiss.data.window import Window
 from amiss.errors import DataError, OptionError
-from amiss.types import ANOMALOUS, NORMAL, Bool, Record, UInt8
+from amiss.types import ANOMALOUS, Bool, Record, UInt8
 
 
 class Synthetic(NamedTuple):
@@ -61,26 +61,53 @@ class Defect:
 def anomalous_records(source: Source, mask_dir: str | Path | None = None) -> list[Record]:
     """The images of a set that are not normal, with their masks where there are some.
 
-    `source` is anything that `amiss.data.index.index` takes; a list of paths, or a folder right in
-    which all images lie, are all defective: masks may then lie beside them (`x_mask.png`) or right
-    in `mask_dir`.
+    `source` is anything that `amiss.data.index.index` takes; a list of paths, a folder right in
+    which all images lie, or one with a folder for each kind and no normal images, are all
+    defective: masks may then lie beside them (`x_mask.png`) or right in `mask_dir`.
 
     Raises DataError where no such image is found, and what `index` raises.
     """
-    is_path = isinstance(source, str | Path) and Path(source).is_dir()
-    if is_path and scan(Path(str(source))).images and index(source).layout == "flat":
-        return _flat_defects(Path(str(source)), mask_dir)
+    if isinstance(source, str | Path) and Path(source).is_dir():
+        folder = Path(source)
+        if scan(folder).images and _is_flat(folder):
+            return _flat_defects(folder, mask_dir)
+        kinds = _kinds_alone(folder)
+        if kinds:
+            return [
+                replace(record, kind=kind.name)
+                for kind in kinds
+                for record in _flat_defects(kind, mask_dir)
+            ]
     paths = _listed_paths(source)
     if paths:
         return _listed_defects(paths, mask_dir)
     dataset = index(source, mask_dir=mask_dir)
-    found = [r for r in dataset.records if r.label != NORMAL]
+    found = [r for r in dataset.records if r.label == ANOMALOUS]
     if not found:
         raise DataError(
             f"{dataset.name} holds no anomalous image.",
             hint="Give a folder of defective images alone, or a set with defects in it.",
         )
-    return [replace(record, label=ANOMALOUS) for record in found]
+    return found
+
+
+def _is_flat(folder: Path) -> bool:
+    try:
+        return index(folder).layout == "flat"
+    except DataError:
+        return False
+
+
+def _kinds_alone(folder: Path) -> list[Path]:
+    """The folders of images in a folder that has nothing else in it, and is no set by itself."""
+    try:
+        index(folder)
+    except DataError:
+        tree = scan(folder)
+        kinds = tree.folders()
+        if all(len(parts) == 2 and parts[0] in kinds for parts in tree.images):
+            return [folder / name for name in kinds]
+    return []
 
 
 def _listed_paths(source: Source) -> list[Path]:

@@ -41,17 +41,18 @@ class HalfRows:
 
     def put(self, start: int, tensors: Sequence[Tensor]) -> bool:
         """Write the rows from `start` on, tensors (b, ...); False, and nothing of worth, where a
-        value is too large for half precision."""
+        value is too large for half precision, or where the disk has filled up meanwhile."""
         rows = torch.cat([t.flatten(1) for t in tensors], dim=1).half()
         if not bool(rows.isfinite().all()):
             return False
-        self._file.seek(start * self.row_bytes)
-        self._file.write(rows.numpy().tobytes())
-        return True
+        data = rows.numpy().tobytes()
+        try:
+            return os.pwrite(self._file.fileno(), data, start * self.row_bytes) == len(data)
+        except OSError:
+            return False
 
     def at(self, places: Int64) -> tuple[Tensor, ...]:
         """The rows at places (b,), each tensor (b, ...) float32."""
-        self._file.flush()
         rows = np.empty((len(places), sum(self.sizes)), np.float16)
         for row, place in zip(rows, places.tolist(), strict=True):
             data = os.pread(self._file.fileno(), self.row_bytes, place * self.row_bytes)

@@ -23,8 +23,10 @@ from amiss.nn.backbone import FeatureExtractor
 from amiss.nn.flow_levels import FlowLevels, features_of
 from amiss.types import Bool, Int64, Record, UInt8
 
-_SAMPLED = 64  # normal images to cut patches from
-_PROPOSED = 0.02  # of an anomalous image, which is taken for its defect where nobody says
+_SAMPLED = 64  # normal images to cut patches from, or to compare with
+_PIXELS = 1 << 14  # of each of them to compare with
+# What is taken for a defect where nobody says: shares of normal pixels, and of the image.
+_UNUSUAL, _LEAST, _MOST = 0.001, 0.002, 0.1
 
 
 class MixedFeatures:
@@ -132,17 +134,21 @@ def without_surroundings(image: UInt8, roi: Bool | None) -> UInt8:
 def patch_sources(images: TaughtImages) -> list[UInt8]:
     """Some normal images (H, W, 3), evenly spread, to cut patches from."""
     found = []
-    for place in np.unique(np.linspace(0, len(images) - 1, _SAMPLED).round().astype(np.int64)):
+    for place in _spread(len(images)):
         batch = images.at(place[None])
         roi = None if batch.rois is None else batch.rois[0].numpy()
         found.append(without_surroundings(batch.images[0].permute(1, 2, 0).numpy(), roi))
     return found
 
 
-def propose_masks(flows: FlowLevels, extractor: FeatureExtractor, defects: KnownDefects) -> None:
-    """Say of the defects without a mask where they may be: where the image is least likely
-    to the flows so far, in a fiftieth of what is looked at. More would take in what is normal."""
+def propose_masks(
+    flows: FlowLevels, extractor: FeatureExtractor, defects: KnownDefects, images: TaughtImages
+) -> None:
+    """Say of the defects without a mask where they may be: what is less likely to the flows so far
+    than all but a thousandth of the pixels of normal images; of what is looked at at least a
+    five-hundredth, as each image has a defect, and at most a tenth."""
     with torch.no_grad():
+        usual = _usual_unlikeliness(flows, extractor, images)
         for number, mask in enumerate(defects.masks):
             if mask is not None:
                 continue
@@ -151,7 +157,27 @@ def propose_masks(flows: FlowLevels, extractor: FeatureExtractor, defects: Known
             roi = torch.from_numpy(inside)[None]
             found = flows.unlikeliness(features_of(extractor, picture), roi)
             height = np.where(inside, found[0].numpy(), -np.inf)
-            defects.propose(number, height >= np.quantile(height[inside], 1 - _PROPOSED))
+            lowest, highest = np.quantile(height[inside], [1 - _MOST, 1 - _LEAST])
+            defects.propose(number, height >= np.clip(usual, lowest, highest))
+
+
+def _usual_unlikeliness(
+    flows: FlowLevels, extractor: FeatureExtractor, images: TaughtImages
+) -> float:
+    """What all but a thousandth of the pixels of some normal images do not reach."""
+    found = []
+    for place in _spread(len(images)):
+        batch = images.at(place[None])
+        features = batch.targets or features_of(extractor, batch.images)
+        map_ = flows.unlikeliness(features, batch.rois)
+        inside = (map_ if batch.rois is None else map_[batch.rois]).flatten()
+        found.append(inside[:: max(1, len(inside) // _PIXELS)].numpy())
+    return float(np.quantile(np.concatenate(found), 1 - _UNUSUAL))
+
+
+def _spread(n: int) -> Int64:
+    """The numbers of some of n images, evenly spread."""
+    return np.unique(np.linspace(0, n - 1, _SAMPLED).round().astype(np.int64))
 
 
 def _labels(defects: KnownDefects) -> UInt8:

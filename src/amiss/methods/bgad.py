@@ -246,10 +246,11 @@ class BGAD(Detector):
         unmasked = 0 if defects is None else sum(mask is None for mask in defects.masks)
         if defects is not None and unmasked:
             take_ceilings(flows, extractor, parts.data)
-            propose_masks(flows, extractor, defects)
+            propose_masks(flows, extractor, defects, parts.data)
             run.say(
-                f"{unmasked} of {len(defects)} defects have no mask: the part of the image that "
-                "the flows find least likely so far is taken for the defect, the rest is left out."
+                f"{unmasked} of {len(defects)} defects have no mask: what the flows find less "
+                "likely so far than nearly all of the normal images is taken for the defect, the "
+                "rest of these images is left out."
             )
         mixed = MixedFeatures(
             parts.data, defects, self._generator(parts, defects, run), extractor,
