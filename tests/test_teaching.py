@@ -270,6 +270,32 @@ def test_the_command(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture
         assert command(capsys, "teach", path, *wrong).status == 1
 
 
+def test_an_interrupted_lesson_goes_on(
+    folder: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("amiss.teaching.ON_A_CPU", QUICK)
+    path = patchcore(folder).save(tmp_path / "part.amiss")
+    before = path.read_bytes()
+    train, starts = amiss.training.train, []
+
+    def stopped(*args: Any, **named: Any) -> Any:
+        starts.append(named["stage"])
+        if named["stage"] == "boundary" and starts.count("boundary") == 1:
+            raise KeyboardInterrupt
+        return train(*args, **named)
+
+    monkeypatch.setattr("amiss.learning.flows.train", stopped)
+    stop = command(capsys, "teach", path, "--anomalous", *spots(folder))
+    assert stop.status == 130 and "teach.partial" in stop.err, stop.err
+    assert path.read_bytes() == before and not versions_of(path)
+    assert command(capsys, "teach", path, "--anomalous", *spots(folder)).status == 0
+    assert not list(tmp_path.glob("*.partial*"))
+    assert isinstance(amiss.load(path), BGAD)
+
+
 def test_a_name_with_its_value_is_spread_as_well() -> None:
     assert spread(["teach", "p", "--normal=a", "b"]) == [
         "teach",

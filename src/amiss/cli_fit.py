@@ -5,14 +5,24 @@ from __future__ import annotations
 import inspect
 import os
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from amiss.console import parse_memory, print_json, progress_bar, rates, require_writable, say
+from amiss.console import (
+    kept_work,
+    parse_memory,
+    print_json,
+    progress_bar,
+    rates,
+    require_writable,
+    say,
+)
 from amiss.errors import OptionError
 from amiss.flags import (
+    Device,
     ElpvAnomalous,
     Json,
     Layout,
@@ -73,7 +83,7 @@ def run_fit(  # noqa: PLR0913 - one parameter per flag
     mask_dir: MaskDir = None,
     test_fraction: TestFraction = 0.2,
     elpv_anomalous: ElpvAnomalous = 1.0,
-    device: Annotated[str, typer.Option(help="Of methods that train: cpu, cuda or mps.")] = "cpu",
+    device: Device = "cpu",
     precision: Annotated[
         str, typer.Option(help="Of methods that train: 32-true, bf16-mixed or 16-mixed.")
     ] = "32-true",
@@ -86,7 +96,6 @@ def run_fit(  # noqa: PLR0913 - one parameter per flag
     """Learn, calibrate, save."""
     from amiss.data.index import index
     from amiss.fit import fit
-    from amiss.learning.partial import left_by, remove_left
     from amiss.run import Run
 
     set_threads(threads)
@@ -107,20 +116,15 @@ def run_fit(  # noqa: PLR0913 - one parameter per flag
             data, layout=layout, mask_dir=mask_dir, test_fraction=test_fraction,
             elpv_anomalous=elpv_anomalous,
         )  # fmt: skip
-        try:
+        with kept_work(partial) if is_first else nullcontext():
             fit(
                 detector, dataset, anomalous=_known(anomalous, anomalous_masks),
                 max_false_alarm=max_false_alarm, roi=roi, window=window, run=run,
             )  # fmt: skip
-        except KeyboardInterrupt:
-            left = " and ".join(str(path) for path in left_by(partial))
-            if left:
-                say(f"The work so far is in {left}; the same command goes on from there.")
-            raise
+            if is_first:
+                detector.save(output)
     if not is_first:
         return
-    detector.save(output)
-    remove_left(partial)
     _say_fit(detector, output, notes, as_json=json)
 
 

@@ -8,9 +8,17 @@ from typing import Annotated, Any
 
 import typer
 
-from amiss.console import parse_memory, print_json, progress_bar, rates, require_writable, say
+from amiss.console import (
+    kept_work,
+    parse_memory,
+    print_json,
+    progress_bar,
+    rates,
+    require_writable,
+    say,
+)
 from amiss.errors import OptionError
-from amiss.flags import Json, MaxMemory, Roi, Threads
+from amiss.flags import Device, Json, MaxMemory, Roi, Threads
 
 _SEVERAL = ("--anomalous", "--normal")
 
@@ -56,6 +64,7 @@ def teach(  # noqa: PLR0913 - one parameter per flag
     ] = False,
     seed: Annotated[int, typer.Option(help="Of every random choice.")] = 0,
     max_memory: MaxMemory = None,
+    device: Device = "cpu",
     threads: Threads = None,
     json: Json = False,
 ) -> None:
@@ -73,10 +82,11 @@ def teach(  # noqa: PLR0913 - one parameter per flag
         return
     require_writable(detector)
     notes: list[str] = []
-    with progress_bar(json) as progress:
+    partial = detector.with_name(detector.name + ".teach.partial")
+    with progress_bar(json) as progress, kept_work(partial):
         run = Run(
             seed=seed, max_memory_mib=parse_memory(max_memory), progress=progress,
-            say=notes.append if json else say,
+            say=notes.append if json else say, partial=partial, device=device,
         )  # fmt: skip
         taught = teach_file(
             detector, anomalous=_defects(anomalous, mask_dir), normal=_one_or_all(normal),

@@ -106,6 +106,21 @@ def _line_per_stage(stage: str, done: int, total: int) -> None:
         say(f"{stage}: {total} done")
 
 
+@contextmanager
+def kept_work(partial: Path) -> Iterator[None]:
+    """Say after Ctrl-C where the work so far is kept; removes it after a good end."""
+    from amiss.learning.partial import left_by, remove_left
+
+    try:
+        yield
+    except KeyboardInterrupt:
+        left = " and ".join(str(path) for path in left_by(partial))
+        if left:
+            say(f"The work so far is in {left}; the same command goes on from there.")
+        raise
+    remove_left(partial)
+
+
 def rates(calibration: Any) -> str:
     """In brackets, where this one detector's own rate should lie."""
     span = calibration.expected_rates()

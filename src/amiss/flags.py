@@ -57,6 +57,7 @@ def _whole_numbers(name: str, value: str, default: tuple[int, ...]) -> tuple[int
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout, no more.")]
 Threads = Annotated[int | None, typer.Option(help="Threads to compute on; all cores by default.")]
+Device = Annotated[str, typer.Option(help="Of methods that train: cpu, cuda or mps.")]
 Roi = Annotated[
     Path | None, typer.Option(help="One mask for all images: white is looked at, black is not.")
 ]
