@@ -83,6 +83,24 @@ def main() -> None:
                         tell(run)
                     if options.output:
                         write_json(options.output, report)
+    tell_means(report["runs"])
+
+
+def tell_means(runs: list[dict[str, Any]]) -> None:
+    """The mean over the draws, and the interval of the first draw."""
+    print("mean of the draws, [95 % interval of the first draw's test images]")
+    groups: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
+    for run in runs:
+        key = (run["data"], run["protocol"], run["known"], run["side"])
+        groups.setdefault(key, []).append(run)
+    for key, group in groups.items():
+        cells = []
+        for name in SHOWN:
+            if name in group[0]:
+                low, high = group[0]["intervals"][name]
+                mean = sum(run[name] for run in group) / len(group)
+                cells.append(f"{name} {mean:.3f} [{low:.3f}, {high:.3f}]")
+        print("  ".join([f"{key[0]}  {key[1]:<12} {key[2]:>3}  {key[3]:<14}", *cells]))
 
 
 def tell(run: dict[str, Any]) -> None:

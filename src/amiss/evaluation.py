@@ -32,6 +32,8 @@ from amiss.runtime import Fitted, Runtime, as_runtime, image_stream
 from amiss.types import ANOMALOUS, NORMAL, Bool, Float32, Float64, Record
 from amiss.versions import versions
 
+_FEW_MARKED = 10  # images with a mask, below which resamples of them say too little
+
 
 class _Scored(NamedTuple):
     """The judged images, where each was looked at, and how many others had been seen before."""
@@ -220,6 +222,13 @@ def _figures(scored: _Scored, notes: list[str]) -> _Figures:
     """Every metric that the labels and masks allow; `notes` grow by what they do not allow."""
     figures = _image_metrics(scored.judged, notes)
     _pixel_metrics(scored, figures, notes)
+    fixed = [name for name, (low, high) in figures.intervals.items() if low == high]
+    if fixed:
+        notes.append(
+            f"Every resample of these {len(scored.judged)} images gives the same "
+            f"{', '.join(fixed)}: the bootstrap interval says nothing there. More test images "
+            "would."
+        )
     return figures
 
 
@@ -241,12 +250,6 @@ def _image_metrics(judged: Sequence[Judged], notes: list[str]) -> _Figures:
         "image_f1_max": bootstrap_interval("image_f1_max", scores, labels),
     }
     notes.append(by_chance(labels))
-    fixed = [name for name, (low, high) in intervals.items() if low == high]
-    if fixed:
-        notes.append(
-            f"Every resample of these {len(labels)} images gives the same {', '.join(fixed)}: the "
-            "bootstrap interval says nothing there. More test images would."
-        )
     return _Figures(metrics, intervals, {"roc": roc_curve(scores, labels)})
 
 
@@ -281,7 +284,17 @@ def _pixel_metrics(scored: _Scored, figures: _Figures, notes: list[str]) -> None
     figures.metrics["pixel_f1_max"] = found.f1_max
     figures.metrics["aupro"] = found.aupro
     figures.curves["pro"] = found.pro_curve
-    figures.intervals.update(pixel_intervals(maps, masks, rois=inside, limit=0.3))
+    low_high = pixel_intervals(maps, masks, rois=inside, limit=0.3)
+    figures.intervals["pixel_auroc"] = low_high.auroc
+    figures.intervals["pixel_ap"] = low_high.ap
+    figures.intervals["pixel_f1_max"] = low_high.f1_max
+    figures.intervals["aupro"] = low_high.aupro
+    marked = sum(bool(mask.any()) for mask in masks)
+    if marked < _FEW_MARKED:
+        notes.append(
+            f"The intervals of the pixel metrics rest on {marked} images with a defect: they are "
+            "too narrow."
+        )
 
 
 def _mask(row: Judged) -> Bool:

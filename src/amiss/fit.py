@@ -13,10 +13,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from amiss.calibration import calibrate, check_rate, enough
-from amiss.data.decoding import read_bytes
 from amiss.data.defects import anomalous_records
 from amiss.data.index import Dataset, Source, index
-from amiss.data.stream import ImageStream, digest
+from amiss.data.stream import ImageStream, record_digest
 from amiss.errors import CalibrationWarning, DataError, OptionError
 from amiss.learning.held_out import HeldOut
 from amiss.learning.known_defects import KnownDefects
@@ -198,7 +197,7 @@ def _learned(detector: Detector, lesson: _Lesson, max_false_alarm: float, run: R
 def _require_no_contradiction(images: Normals, defects: KnownDefects) -> None:
     """Raises DataError where an image is to be learned as normal and as a defect."""
     shown = {bytes(row) for row in defects.digests}
-    twice = [r.path for r in images.stream.records if digest(read_bytes(r.path), r.crop) in shown]
+    twice = [r.path for r in images.stream.records if record_digest(r) in shown]
     if twice:
         raise DataError(
             f"{len(twice)} images are given as normal and as defects, such as {twice[0]}.",

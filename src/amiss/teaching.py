@@ -18,20 +18,20 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from amiss.artifact import load, save
-from amiss.data.decoding import read_bytes
 from amiss.data.defects import anomalous_records
-from amiss.data.index import LAYOUTS, Dataset, Source, find_again, index
-from amiss.data.stream import digest
-from amiss.errors import AmissError, ArtifactError, DataError, OptionError
+from amiss.data.index import Dataset, Source, index
+from amiss.data.stream import record_digest
+from amiss.errors import ArtifactError, OptionError
 from amiss.evaluation import evaluate
 from amiss.fit import fit
+from amiss.found_again import added_to, defects_of, normals_of, set_of
 from amiss.methods.base import Detector
 from amiss.nn.backbone import DEFAULT_BACKBONE
 from amiss.outcome import Report
 from amiss.predict import BATCH, decide, frame_rois
 from amiss.run import Run
 from amiss.runtime import as_runtime, image_stream
-from amiss.types import ANOMALOUS, NORMAL, Record
+from amiss.types import Record
 
 ON_A_CPU: dict[str, Any] = {
     "epochs": 20, "cell_share": 0.1, "vectors": 1024, "learning_rate": 2e-3, "standardize": True,
@@ -123,14 +123,14 @@ def teach(  # noqa: PLR0913 - what is taught, on what, and how it is judged
             hint="Give missed defects (anomalous), false alarms (normal), or both.",
         )
     missed = [] if anomalous is None else anomalous_records(anomalous)
-    original = _without(_original(detector, data), missed, run)
+    original = _without(normals_of(detector, data), missed, run)
     _require_roi(detector, roi)
-    known = [*_known_before(detector, data), *missed]  # before: of methods that learn from some
+    known = [*defects_of(detector, data), *missed]  # before: of methods that learn from some
     alarms = [] if normal is None else list(index(normal).records)
     learner = _learner(detector, bool(missed), options or {})
     fit(
         learner, original, anomalous=known or None,
-        also_normal=[*_added_before(detector), *alarms] or None,
+        also_normal=[*added_to(detector), *alarms] or None,
         max_false_alarm=_rate(detector, run), roi=roi,
         window=str(detector.training_facts.get("window", "percentile")), run=run,
     )  # fmt: skip
@@ -193,106 +193,16 @@ def _learner(detector: Detector, has_missed: bool, options: dict[str, Any]) -> D
     return BGAD(**{**alike, **ON_A_CPU, **options})
 
 
-def _original(detector: Detector, data: Source | None) -> Dataset:
-    """The normal images that the detector has learned from, as a set of its own; those that were
-    taught later are not among them."""
-    facts = detector.training_facts
-    added = set(facts.get("added_normals", ()))
-    keys = [key for key in facts["files"] if key not in added]
-    learned = {bytes(row) for row in detector.training_digests}
-    if data is not None:
-        given = index(data)
-        records = [r for r in given.records if r.label == NORMAL and _digest(r) in learned]
-        name, root = given.name, given.root
-    else:
-        root = _root(facts)
-        found = _indexed_again(facts)
-        by_key = {} if found is None else {found.key(r): r for r in found.records}
-        records = [by_key.get(key) or _record(key, root) for key in keys]
-        records = [r for r in records if r.path.is_file() or r.path.parent.is_file()]
-        name = str(facts["name"])
-    if len(records) < len(keys):
-        raise DataError(
-            f"Of {len(keys)} normal images that the detector has learned from, {len(records)} were "
-            f"found{'' if data is not None else f' below {root}'}.",
-            hint="Say where they are with data, or fit anew.",
-        )
-    train = tuple(dataclasses.replace(r, split="train") for r in records)
-    return Dataset(name, str(facts["layout"]), root, train)
-
-
 def _without(original: Dataset, missed: Sequence[Record], run: Run) -> Dataset:
     """The normal images without those that turn out to be defects: a likely reason for a miss."""
-    shown = {_digest(r) for r in missed}
-    rest = tuple(r for r in original.records if not shown or _digest(r) not in shown)
+    shown = {record_digest(r) for r in missed}
+    rest = tuple(r for r in original.records if not shown or record_digest(r) not in shown)
     if len(rest) < len(original.records):
         run.say(
             f"{len(original.records) - len(rest)} of the missed defects were among the normal "
             "images of the fit, and are left out of those from now on"
         )
     return dataclasses.replace(original, records=rest)
-
-
-def _root(facts: dict[str, Any]) -> Path | None:
-    return None if facts["root"] is None else Path(facts["root"])
-
-
-def _record(key: str, root: Path | None) -> Record:
-    path, crop = find_again(key, root)
-    return Record(path, NORMAL, split="train", crop=crop)
-
-
-def _indexed_again(facts: dict[str, Any]) -> Dataset | None:
-    """The set that a detector was fitted on, with its test images, where it can be found."""
-    if facts["root"] is None or facts["layout"] not in LAYOUTS:
-        return None
-    root = Path(facts["root"])
-    name = str(facts["name"])
-    is_package = facts["layout"] == "elpv" and re.match(r"elpv(:\w+)?( |$)", name) is not None
-    try:
-        return index(name.split(" ", maxsplit=1)[0] if is_package else root)
-    except AmissError:
-        return None
-
-
-def _digest(record: Record) -> bytes:
-    return digest(read_bytes(record.path), record.crop)
-
-
-def _known_before(detector: Detector, data: Source | None) -> list[Record]:
-    """The defects that a detector was shown, with the masks that they had; those that are not there
-    any more are looked for in `data`, by their content."""
-    facts = detector.training_facts
-    root = _root(facts)
-    keys, all_masks = facts.get("known_defects", ()), facts.get("known_masks", ())
-    digests = detector.training_digests[len(detector.training_digests) - len(keys) :]
-    elsewhere: dict[bytes, Record] | None = None
-    records = []
-    for key, masks, its in zip(keys, all_masks, digests, strict=True):
-        record = _record(key, root)
-        missing = [p for p in (record.path, *map(Path, masks)) if not p.is_file()]
-        if not missing:
-            mask = tuple(map(Path, masks)) or None
-            records.append(dataclasses.replace(record, label=ANOMALOUS, mask=mask))
-            continue
-        if elsewhere is None:
-            given = [] if data is None else index(data).records
-            elsewhere = {_digest(r): r for r in given if r.label == ANOMALOUS}
-        moved = elsewhere.get(bytes(its))
-        if moved is None or (masks and not moved.masks):
-            raise DataError(
-                f"The defect {missing[0]}, which the detector was shown, is not there any more.",
-                hint="Put it back, name the set that holds it with data, or fit anew.",
-            )
-        records.append(moved)
-    return records
-
-
-def _added_before(detector: Detector) -> list[Record]:
-    """The false alarms that a detector was taught."""
-    facts = detector.training_facts
-    root = _root(facts)
-    return [_record(key, root) for key in facts.get("added_normals", ())]
 
 
 def _require_roi(detector: Detector, roi: str | Path | None) -> None:
@@ -308,12 +218,12 @@ def _compared(
     old: Detector, new: Detector, judge: Source | None, known: Sequence[Record]
 ) -> tuple[Report | None, Report | None, tuple[str, ...]]:
     """Both judged on what neither has seen, and the kinds of defects that were taught."""
-    dataset = _indexed_again(old.training_facts) if judge is None else index(judge)
+    dataset = set_of(old.training_facts) if judge is None else index(judge)
     if dataset is None:
         return None, None, ()
     seen = {bytes(row) for d in (old, new) for row in (*d.training_digests, *d.labelled_digests)}
-    content = {record: _digest(record) for record in dataset.test}
-    shown = {_digest(r) for r in known}
+    content = {record: record_digest(record) for record in dataset.test}
+    shown = {record_digest(r) for r in known}
     kinds = {r.kind or "" for r, its in content.items() if its in shown}
     kinds |= {r.kind for r in known if r.kind}
     rest = [r for r in dataset.test if content[r] not in seen and r.label is not None]

@@ -10,7 +10,7 @@ import pytest
 from amiss.errors import MetricError
 from amiss.metrics import pixel_intervals, pixel_metrics
 
-NAMES = ("pixel_auroc", "pixel_ap", "pixel_f1_max", "aupro")
+NAMES = ("auroc", "ap", "f1_max", "aupro")
 
 
 def defective(images: int, decimals: int, seed: int = 0):
@@ -43,12 +43,52 @@ def test_they_are_the_quantiles_of_exact_metrics_of_the_resamples(decimals, with
     exact = [
         pixel_metrics(maps[i], masks[i], rois=rois[i]) for i in drawn_images(masks & rois, 30, 3)
     ]
-    assert tuple(found) == NAMES
-    for name, values in zip(NAMES, list(zip(*exact, strict=True))[:4], strict=True):
-        expected = np.quantile(values, [0.1, 0.9])
-        # AP and F1 of a few defect pixels move with the order within a bin; the areas do not
-        tolerance = 5e-4 if name in ("pixel_auroc", "aupro") else 3e-3
-        np.testing.assert_allclose(found[name], expected, rtol=0, atol=tolerance)
+    for name in NAMES:
+        expected = np.quantile([getattr(one, name) for one in exact], [0.1, 0.9])
+        np.testing.assert_allclose(getattr(found, name), expected, rtol=0, atol=1e-12)
+
+
+def test_shares_of_many_defect_pixels_are_close():
+    maps, masks, _ = defective(9, 6)
+    with mock.patch("amiss.metrics.resampling._PARTS", 40):
+        found = pixel_intervals(maps, masks, rounds=30)
+    exact = [pixel_metrics(maps[i], masks[i]) for i in drawn_images(masks, 30, 0)]
+    for name in NAMES:
+        expected = np.quantile([getattr(one, name) for one in exact], [0.025, 0.975])
+        np.testing.assert_allclose(getattr(found, name), expected, rtol=0, atol=0.02)
+
+
+def test_rare_defects_are_told_apart_from_all_else():
+    rng = np.random.default_rng(0)
+    maps = rng.normal(size=(30, 128, 128))
+    masks = np.zeros(maps.shape, dtype=bool)
+    masks[:10, 3:6, 3:6] = True
+    with mock.patch("amiss.metrics.pixel._SAMPLE_PX", 500):
+        for shift in (4.0, 20.0):
+            moved = maps + shift * masks
+            found, whole = pixel_intervals(moved, masks), pixel_metrics(moved, masks)
+            for name in NAMES:
+                low, high = getattr(found, name)
+                assert low <= getattr(whole, name) <= high
+        assert all(pair == (1.0, 1.0) for pair in found)  # perfect maps have no width
+
+
+def test_rounds_without_a_defect_free_pixel_are_left_out():
+    maps, masks, _ = defective(2, 6)
+    masks[0], masks[1, :5, :5] = True, True
+    assert np.isfinite(pixel_intervals(maps, masks)).all()
+    with pytest.raises(MetricError, match="none of 1 resamples"):
+        pixel_intervals(maps, masks, rounds=1, seed=4)
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.float16, np.int32])
+def test_maps_of_any_type_and_another_limit_are_taken(dtype):
+    maps, masks, _ = defective(6, 6)
+    scaled = (maps * 20 + 100).clip(0, 255).astype(dtype)
+    found = pixel_intervals(scaled, masks, rounds=20, limit=0.05)
+    exact = [pixel_metrics(scaled[i], masks[i], limit=0.05) for i in drawn_images(masks, 20, 0)]
+    expected = np.quantile([one.aupro for one in exact], [0.025, 0.975])
+    np.testing.assert_allclose(found.aupro, expected, rtol=0, atol=1e-12)
 
 
 def test_a_round_keeps_the_number_of_images_with_defects_and_without():
@@ -64,10 +104,10 @@ def test_the_interval_holds_the_figure_and_narrows_with_more_images():
     for images in (6, 18):
         maps, masks, _ = defective(images, 6)
         found, whole = pixel_intervals(maps, masks), pixel_metrics(maps, masks)
-        for name, value in zip(NAMES, whole[:4], strict=True):
-            low, high = found[name]
-            assert 0 <= low < value < high <= 1
-        widths.append(found["pixel_auroc"][1] - found["pixel_auroc"][0])
+        for name in NAMES:
+            low, high = getattr(found, name)
+            assert 0 <= low < getattr(whole, name) < high <= 1
+        widths.append(found.auroc[1] - found.auroc[0])
     assert widths[1] < widths[0]
 
 
@@ -78,15 +118,9 @@ def test_the_same_seed_gives_the_same_intervals():
     assert pixel_intervals(maps, masks, seed=2, rounds=20) != first
 
 
-def test_perfect_maps_have_no_width():
-    _, masks, _ = defective(6, 6)
-    found = pixel_intervals(masks.astype(np.float32), masks, rounds=20)
-    assert all(pair == (1.0, 1.0) for pair in found.values())
-
-
 def test_images_that_all_hold_a_defect_are_judged():
     maps, masks, _ = defective(9, 6)
-    low, high = pixel_intervals(maps[:5], masks[:5])["aupro"]
+    low, high = pixel_intervals(maps[:5], masks[:5]).aupro
     assert 0 < low < high < 1
 
 

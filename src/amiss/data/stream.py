@@ -82,6 +82,11 @@ def digest(data: bytes, crop: Crop | None = None) -> bytes:
     return sha.digest()[:8]
 
 
+def record_digest(record: Record) -> bytes:
+    """The `digest` of the image of a record, read from its file."""
+    return digest(read_bytes(record.path), record.crop)
+
+
 @dataclass(slots=True)
 class ImageStream:
     """Decodes and resizes records in a thread pool, in order, a few batches ahead.

@@ -11,8 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from amiss.data.decoding import read_bytes
-from amiss.data.stream import Batch, ImageStream, digest
+from amiss.data.stream import Batch, ImageStream, record_digest
 from amiss.errors import DataError
 from amiss.types import Int64, UInt8
 
@@ -78,7 +77,7 @@ class Normals:
             return self.digests[number]
         record = self.stream.records[number]
         try:
-            return digest(read_bytes(record.path), record.crop)
+            return record_digest(record)
         except DataError:
             return number
 

@@ -16,9 +16,10 @@ from amiss.metrics.image import (
 from amiss.metrics.localization import PixelMetrics, pixel_metrics
 from amiss.metrics.pixel import pixel_ap, pixel_auroc, pixel_f1_max
 from amiss.metrics.region import aupro, label_regions, pro_curve, region_list
-from amiss.metrics.resampling import pixel_intervals
+from amiss.metrics.resampling import PixelIntervals, pixel_intervals
 
 __all__ = [
+    "PixelIntervals",
     "PixelMetrics",
     "aupro",
     "bootstrap_interval",

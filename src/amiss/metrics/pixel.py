@@ -217,12 +217,16 @@ class PixelPool:
             high = low
 
     def cuts(self, parts: int) -> Scores:
-        """Scores, ascending and distinct, that part the pixels of either class into `parts` shares
-        of about the same size, as far as a sample tells."""
-        found = []
-        for sample in (self._sample[~self._sample_is_defect], self._sample[self._sample_is_defect]):
-            places = np.arange(1, parts) * len(sample) // parts
-            found.append(sample[places] if len(sample) else sample)
+        """Scores, ascending and distinct, that part the pixels of either class into about `parts`
+        shares, the others as far as a sample tells. Up to `parts` defect pixels are told apart from
+        each other and from all others."""
+        ok = self._sample[~self._sample_is_defect]
+        step = math.ceil(self.defects / _SAMPLE_PX)
+        defect = np.concatenate([b.scores[b.defect][::step] for b in self.blocks()])
+        defect.sort()
+        found = [ok[np.arange(1, parts) * len(ok) // parts]] if len(ok) else []
+        at = defect[np.unique(np.arange(parts) * len(defect) // parts)]
+        found += [at, np.nextafter(at, np.array(np.inf, dtype=at.dtype))]
         return np.unique(np.concatenate(found))
 
     def ranked(self, low: float, high: float, *, defect: bool, before: int) -> Ranked:

@@ -7,6 +7,8 @@ is counted once, in bins of the score, and a resample is a weighted sum of these
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numpy as np
 
 from amiss.errors import MetricError
@@ -18,6 +20,17 @@ _IMAGES = 64  # counted before they are added to the resamples
 _ROUNDS = 128  # judged at once
 _PARTS = 1024  # into which bins part the pixels of either class
 
+Interval = tuple[float, float]
+
+
+class PixelIntervals(NamedTuple):
+    """(low, high) of the figures of `PixelMetrics`, by their names."""
+
+    auroc: Interval
+    ap: Interval
+    f1_max: Interval
+    aupro: Interval
+
 
 def pixel_intervals(
     maps: Stack,
@@ -28,18 +41,18 @@ def pixel_intervals(
     level: float = 0.95,
     rounds: int = 1000,
     seed: int = 0,
-) -> dict[str, tuple[float, float]]:
-    """Percentile bootstrap intervals (low, high) of `pixel_auroc`, `pixel_ap`, `pixel_f1_max` and
-    `aupro`, by these names.
+) -> PixelIntervals:
+    """Percentile bootstrap intervals of `pixel_auroc`, `pixel_ap`, `pixel_f1_max` and `aupro`.
 
     Each round draws as many images with defect pixels, and as many without, as there are, with
-    replacement. Scores are told apart by some 2,000 bins: their bounds part the pixels of either
-    class into 1,024 about equal shares, and pixels of one bin count as ties. So the AUROC of a
-    resample is off by at most half the sum over bins of the product of the two classes' shares in
-    it: 1 / 2048 where bins are filled as they were meant to be, and far less in practice.
+    replacement; rounds without a defect-free pixel are left out. Scores are told apart by some
+    3,000 bins, whose bounds part the pixels of either class into 1,024 about equal shares; pixels
+    of one bin count as ties. Up to 1,024 defect pixels have bins of their own, and all figures are
+    exact. Beyond, a bin holds about a 1,024th of the defect pixels, and the AUROC of a resample is
+    off by at most half the sum over bins of the product of the two classes' shares in it.
 
     Other arguments are those of `aupro` and of `bootstrap_interval`. Memory: 3 `rounds` rows of
-    bins, some 50 MiB, beside that of `pixel_auroc`. Same seed, same intervals. Raises `MetricError`
+    bins, some 75 MiB, beside that of `pixel_auroc`. Same seed, same intervals. Raises `MetricError`
     as `aupro` does, and on a level or a number of rounds out of range.
     """
     check_limit(limit)
@@ -50,18 +63,20 @@ def pixel_intervals(
     pool = PixelPool(maps, masks, rois)
     times = _times(pool.has_defect, rounds, seed)
     sums = _resampled(pool, pool.cuts(_PARTS), times)
+    has_ok: Bool = sums[0].sum(axis=1) > 0
+    if not has_ok.any():
+        raise MetricError(
+            f"none of {rounds} resamples has a defect-free pixel.", hint="Judge more images."
+        )
     values = []
     for start in range(0, rounds, _ROUNDS):
-        ok, defect, weight, regions = (part[start : start + _ROUNDS] for part in sums)
+        here = slice(start, start + _ROUNDS)
+        ok, defect, weight, regions = (part[here][has_ok[here]] for part in sums)
         values.append(_metrics(ok, defect, weight, regions, limit))
     tail = (1.0 - level) / 2.0
-    return {
-        name: tuple(np.quantile(np.concatenate(found), [tail, 1.0 - tail]).tolist())
-        for name, *found in zip(_NAMES, *values, strict=True)
-    }
-
-
-_NAMES = ("pixel_auroc", "pixel_ap", "pixel_f1_max", "aupro")
+    bounds = np.quantile(np.concatenate(values), [tail, 1.0 - tail], axis=0)  # (2, 4)
+    low_high: list[Interval] = [(low, high) for low, high in bounds.T.tolist()]
+    return PixelIntervals(*low_high)
 
 
 def _times(has_defect: Bool, rounds: int, seed: int) -> Float64:
@@ -121,8 +136,9 @@ def _resampled(
 
 def _metrics(
     ok: Float64, defect: Float64, weight: Float64, regions: Float64, limit: float
-) -> tuple[Float64, Float64, Float64, Float64]:
-    """The metrics of `_NAMES` (n,) of resamples, from their counts (n, K) by descending score."""
+) -> Float64:
+    """AUROC, AP, F1-max and AU-PRO (n, 4) of resamples, from their counts (n, K) by descending
+    score."""
     fp, tp = ok.cumsum(axis=1), defect.cumsum(axis=1)
     all_ok, all_defect = fp[:, -1:], tp[:, -1:]
     above = fp - ok
@@ -133,4 +149,5 @@ def _metrics(
     f1 = (2.0 * tp / (tp + fp + all_defect)).max(axis=1)
     budget = limit * all_ok
     area = (weight * share_right_of(above, ok, budget)).sum(axis=1)
-    return auroc, ap, f1, np.minimum(1.0, area / (budget * regions)[:, 0])
+    aupro = np.minimum(1.0, area / (budget * regions)[:, 0])
+    return np.stack([auroc, ap, f1, aupro], axis=1)
