@@ -54,9 +54,9 @@ def test_a_sheet_holds_pairs_and_a_folder_images_with_masks(
         "path": str(tmp_path / "each"), "count": 4, "height": 48, "width": 64,
         "generator": generator, "seed": 0,
     }  # fmt: skip
-    names = [f"{n}{end}.png" for n in range(4) for end in ("", "_mask")]
+    names = [f"{n:03}{end}.png" for n in range(4) for end in ("", "_mask")]
     assert sorted(path.name for path in (tmp_path / "each").iterdir()) == sorted(names)
-    image, mask = read(tmp_path / "each" / "0.png"), read(tmp_path / "each" / "0_mask.png")
+    image, mask = read(tmp_path / "each" / "000.png"), read(tmp_path / "each" / "000_mask.png")
     assert (
         image.shape == (48, 64, 3) and mask.shape == (48, 64) and set(np.unique(mask)) == {0, 255}
     )
@@ -76,7 +76,7 @@ def test_images_follow_from_the_seed_and_their_number(
     amiss(capsys, *asked, "--count", "2", "--seed", "1", "-o", tmp_path / "other")
     two, five = files_below(tmp_path / "two"), files_below(tmp_path / "five")
     assert len(five) == 10 and two.items() <= five.items()
-    assert files_below(tmp_path / "other")["1_mask.png"] != two["1_mask.png"]
+    assert files_below(tmp_path / "other")["001_mask.png"] != two["001_mask.png"]
 
 
 def test_options_reach_the_generator(with_known: Path, tmp_path: Path, capsys: Capture) -> None:
@@ -103,8 +103,8 @@ def test_known_defects_may_come_from_elsewhere(
     )  # fmt: skip
     assert told.status == 0
     for folder in ("set", "folder"):
-        mask = read(tmp_path / folder / "0_mask.png") > 0
-        assert read(tmp_path / folder / "0.png")[mask].mean() > 160  # the defects are white
+        mask = read(tmp_path / folder / "000_mask.png") > 0
+        assert read(tmp_path / folder / "000.png")[mask].mean() > 160  # the defects are white
 
 
 def test_rpag_without_known_defects_says_what_to_do(

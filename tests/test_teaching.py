@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -80,23 +81,98 @@ def test_both_are_judged_on_what_neither_has_seen(folder: Path) -> None:
 
 
 def test_what_was_taught_is_told_apart_from_what_is_judged(folder: Path, tmp_path: Path) -> None:
-    alarms = folder.parent / "alarms"
+    alarms = sorted((folder.parent / "alarms").iterdir())
     old = patchcore(folder)
     taught = teach(old, anomalous=spots(folder), normal=alarms, options=QUICK)
-    for name, paths_of, total in (
-        ("defects", spots(folder), 2),
-        ("false alarms", sorted(alarms.iterdir()), 2),
-    ):
-        called = [
-            sum(bool(d.predict(p).is_anomalous) for p in paths_of) for d in (old, taught.detector)
-        ]
-        assert taught.lesson[name] == (*called, total)
-    assert "called anomalous" in taught.describe()
+    for name, images in (("defects", spots(folder)), ("false_alarms", alarms)):
+        both = (old, taught.detector)
+        numbers = [sum(bool(d.predict(p).is_anomalous) for p in images) for d in both]
+        assert taught.lesson[name] == (*numbers, 2)
+    told = taught.describe()
+    assert "called anomalous" in told and "changed from patchcore to bgad" in told
+    assert "20.00%" in told  # the rate that the first threshold keeps
     bare = tmp_path / "normals"
     textures(bare, 6, seed=5)
     alone = teach(patchcore(bare), anomalous=spots(folder), options=QUICK)
     assert alone.before is None and "defects" in alone.describe()
     assert "name some with judge" in alone.describe()
+
+
+def test_without_a_threshold_nothing_is_called_anything(folder: Path, tmp_path: Path) -> None:
+    one = textures(tmp_path / "one", 1, seed=1)
+    old = fit(PatchCore(**TINY, coreset_ratio=0.5), one, run=Run(say=lambda _: None))
+    assert old.calibration is None
+    taught = teach(old, normal=folder.parent / "alarms", judge=folder, run=Run(say=lambda _: None))
+    assert taught.lesson["false_alarms"] == (None, 0, 2)
+    assert "no threshold" in taught.describe()
+
+
+def test_kinds_of_what_was_taught_may_be_unknown(folder: Path, tmp_path: Path) -> None:
+    new = tmp_path / "line"
+    textures(new, 2, seed=77, defects=True)
+    taught = teach(patchcore(folder), anomalous=new, options=QUICK)
+    assert taught.has_unknown_kinds and not taught.shown_kinds
+    assert "spot (taught or not)" in taught.describe()
+    textures(tmp_path / "stain", 2, seed=78, defects=True)  # the folder says it
+    taught = teach(patchcore(folder), anomalous=tmp_path / "stain", options=QUICK)
+    assert taught.shown_kinds == ("stain",) and not taught.has_unknown_kinds
+    assert "spot (not taught)" in taught.describe()
+
+
+def test_what_is_to_be_judged_is_looked_at_first(folder: Path, tmp_path: Path) -> None:
+    flat = textures(tmp_path / "flat", 2, seed=1)
+
+    def never(*_: Any, **__: Any) -> None:
+        raise AssertionError("it was learned before")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("amiss.teaching.fit", never)
+        for judge, said in ((tmp_path / "nothing", "no such"), (flat, "no labelled test image")):
+            with pytest.raises(DataError, match=said):
+                teach(patchcore(folder), anomalous=spots(folder), judge=judge)
+        with pytest.raises(OptionError, match="fitted without a region"):
+            teach(patchcore(folder), anomalous=spots(folder), roi=spots(folder)[0])
+        with pytest.raises(OptionError, match="this is a str"):
+            teach("part.amiss", anomalous=spots(folder))  # type: ignore[arg-type]
+
+
+def test_a_lesson_against_the_labels_is_said(folder: Path) -> None:
+    said: list[str] = []
+    good = sorted((folder / "test" / "good").iterdir())[0]
+    run = Run(say=said.append)
+    teach(patchcore(folder), anomalous=[good], normal=[spots(folder)[0]], options=QUICK, run=run)
+    against = [line for line in said if "says the opposite" in line]
+    assert len(against) == 2 and good.name in against[0] and "as normal" in against[1]
+
+
+def test_the_same_lesson_twice_is_one(folder: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "copy.png"
+    copy.write_bytes(spots(folder)[0].read_bytes())
+    said: list[str] = []
+    first = teach(patchcore(folder), anomalous=[*spots(folder), copy], options=QUICK).detector
+    assert first.facts["defects"] == 2
+    again = teach(first, anomalous=[copy], run=Run(say=said.append)).detector
+    assert again.facts["defects"] == 2 and "1 of the defects were given before" in said
+
+
+def test_false_alarms_set_no_threshold_when_the_images_are_looked_for(
+    folder: Path, tmp_path: Path
+) -> None:
+    alarm = folder / "test" / "good" / "000.png"
+    first = teach(patchcore(folder), normal=[alarm]).detector
+    assert len(first.calibration.scores) == 8
+    second = teach(first, normal=[folder / "test" / "good" / "001.png"], data=folder).detector
+    assert len(second.calibration.scores) == 8
+    assert len(second.training_facts["added_normals"]) == 2
+    moved = folder.rename(tmp_path / "moved")  # with the false alarms in it
+    third = teach(second, normal=[moved / "test" / "good" / "002.png"], data=moved)
+    assert third.detector.training_facts["n_normal"] == 11
+    assert third.after is not None  # judged on the test images of data
+    (moved / "train" / "good" / "000.png").write_bytes(
+        (moved / "train" / "good" / "001.png").read_bytes()
+    )
+    with pytest.raises(DataError, match=r"7 were found below .*000\.png was not"):
+        teach(second, normal=[moved / "test" / "good" / "002.png"], data=moved)
 
 
 def test_a_defect_that_moved_is_found_by_its_content(folder: Path, tmp_path: Path) -> None:
@@ -105,12 +181,15 @@ def test_a_defect_that_moved_is_found_by_its_content(folder: Path, tmp_path: Pat
     for path in spots(folder, 3)[:2]:
         (shown / path.name).write_bytes(path.read_bytes())
     first = fit(BGAD(**TINY, **QUICK, batch_size=4), folder, anomalous=shown, max_false_alarm=0.5)
+    copies = tmp_path / "copies"
+    shutil.copytree(shown, copies)
     for path in list(shown.iterdir()):
         path.unlink()
     more = spots(folder, 3)[2:]
     with pytest.raises(DataError, match=r"The defect .* is not there any more.*name the set"):
         teach(first, anomalous=more)
     assert teach(first, anomalous=more, data=folder).detector.facts["defects"] == 3
+    assert teach(first, anomalous=copies).detector.facts["defects"] == 2
 
 
 def test_a_threshold_by_policy_is_said_to_be_replaced(folder: Path) -> None:
@@ -136,10 +215,40 @@ def test_folders_of_kinds_are_all_defects(folder: Path, tmp_path: Path) -> None:
     assert [(r.kind, r.path.parent.name, len(r.masks)) for r in found] == [
         ("crack", "crack", 1), ("hole", "hole", 1),
     ]  # fmt: skip
+    shutil.rmtree(missed / "crack")
+    assert [r.kind for r in anomalous_records(missed)] == ["hole"]
     (missed / "hole" / "deep").mkdir()
     (missed / "hole" / "deep" / "x.png").write_bytes(path.read_bytes())
     with pytest.raises(DataError):
         anomalous_records(missed)
+
+
+def test_masks_elsewhere_are_those_of_their_images(folder: Path, tmp_path: Path) -> None:
+    masks = sorted((folder / "ground_truth" / "spot").iterdir())
+    shown, elsewhere = tmp_path / "shown", tmp_path / "elsewhere"
+    for kind, path in zip(("hole", "crack"), spots(folder), strict=True):
+        (shown / kind).mkdir(parents=True)
+        (shown / kind / "000.png").write_bytes(path.read_bytes())
+        (elsewhere / kind).mkdir(parents=True)
+    with pytest.raises(DataError, match=r"holds no mask of 2 defects, such as 000\.png"):
+        anomalous_records(shown, elsewhere)
+    for kind, mask in zip(("hole", "crack"), masks[:2], strict=True):
+        (elsewhere / kind / "000_mask.png").write_bytes(mask.read_bytes())
+        # the photograph beside its mask is none
+        (elsewhere / kind / "000.png").write_bytes(spots(folder)[0].read_bytes())
+    found = anomalous_records(shown, elsewhere)
+    assert [r.mask for r in found] == [elsewhere / k / "000_mask.png" for k in ("crack", "hole")]
+    listed = anomalous_records([shown / "hole" / "000.png"], elsewhere)
+    assert listed[0].mask == elsewhere / "hole" / "000_mask.png"
+    with pytest.raises(DataError, match="its own mask"):
+        anomalous_records(shown / "hole", shown / "hole")
+    shutil.rmtree(elsewhere)
+    elsewhere.mkdir()
+    (elsewhere / "000_mask.png").write_bytes(masks[0].read_bytes())
+    with pytest.raises(DataError, match="fits two images"):
+        anomalous_records(shown, elsewhere)
+    with pytest.raises(DataError, match="name one that holds them"):
+        anomalous_records([shown / "hole", shown / "crack"])
 
 
 def test_images_without_a_label_are_no_defects(folder: Path) -> None:
@@ -197,7 +306,7 @@ def test_a_set_to_judge_on_may_be_given(folder: Path, tmp_path: Path) -> None:
     taught = teach(patchcore(folder), anomalous=spots(folder), judge=other, options=QUICK)
     assert taught.after is not None
     assert taught.after.operating_point["recall_by_kind"].keys() == {"dent"}
-    assert "dent (not taught)" in taught.describe()
+    assert "dent (taught or not)" in taught.describe()
 
 
 def test_images_that_moved_are_found_by_their_content(folder: Path, tmp_path: Path) -> None:
@@ -237,12 +346,21 @@ def test_a_file_keeps_its_versions_and_gives_them_back(folder: Path, tmp_path: P
     teach_file(path, anomalous=spots(folder), options=QUICK)
     assert [v.name for v in versions_of(path)] == ["part.amiss.1", "part.amiss.2"]
     assert isinstance(amiss.load(path), BGAD)
+    third = path.read_bytes()
     undo(path)
     assert path.read_bytes() == second and len(versions_of(path)) == 1
+    assert path.with_name("part.amiss.undone").read_bytes() == third
     undo(path)
     assert path.read_bytes() == first and not versions_of(path)
     with pytest.raises(ArtifactError, match="was not taught"):
         undo(path)
+    teach_file(path, normal=folder.parent / "alarms")
+    fresh = patchcore(folder).save(path).read_bytes()
+    with pytest.raises(ArtifactError, match="another detector was written there since"):
+        undo(path)
+    assert path.read_bytes() == fresh and len(versions_of(path)) == 1
+    with pytest.raises(ArtifactError, match="no such file"):
+        undo(tmp_path / "nothing.amiss")
 
 
 def test_a_file_stays_as_it_is_where_teaching_fails(folder: Path, tmp_path: Path) -> None:
@@ -266,7 +384,12 @@ def test_the_command(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture
     assert command(capsys, "teach", path, "--undo", "--json").json["undone"] == "part.amiss.1"
     failed = command(capsys, "teach", path, "--undo")
     assert failed.status == 1 and "was not taught" in failed.err
-    for wrong in (["--undo", "--normal", alarms[0]], ["--mask-dir", tmp_path], []):
+    for wrong in (
+        ["--undo", "--normal", alarms[0]],
+        ["--undo", "--data", folder],
+        ["--mask-dir", tmp_path],
+        [],
+    ):
         assert command(capsys, "teach", path, *wrong).status == 1
 
 

@@ -224,6 +224,6 @@ def _write(made: Iterator[Synthetic], output: Path, count: int) -> None:
         return
     with appearing(output) as folder:
         for number, (image, mask) in enumerate(made):
-            name = f"{number:0{len(str(count - 1))}}"
+            name = f"{number:03}"
             write_png(image, folder / f"{name}.png")
             write_png(mask, folder / f"{name}_mask.png")

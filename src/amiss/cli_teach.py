@@ -76,8 +76,14 @@ def teach(  # noqa: PLR0913 - one parameter per flag
 
     set_threads(threads)
     if undo:
-        if anomalous or normal:
-            raise OptionError("--undo teaches nothing.", hint="Leave the images out.")
+        given = {"--anomalous": anomalous, "--normal": normal, "--mask-dir": mask_dir,
+                 "--data": data, "--judge": judge, "--roi": roi}  # fmt: skip
+        useless = [name for name, value in given.items() if value]
+        if useless:
+            raise OptionError(
+                f"--undo teaches nothing: {', '.join(useless)} has no effect.",
+                hint="Leave it out.",
+            )
         _say_undone(detector, put_back(detector), as_json=json)
         return
     require_writable(detector)
@@ -121,7 +127,7 @@ def _say_taught(path: Path, taught: Any, notes: list[str], *, as_json: bool) -> 
                 "path": str(path),
                 "method": taught.detector.id,
                 "shown_kinds": list(taught.shown_kinds),
-                "lesson": {name: list(counts) for name, counts in taught.lesson.items()},
+                "lesson": {name: counts._asdict() for name, counts in taught.lesson.items()},
                 **{
                     name: None
                     if report is None
@@ -147,4 +153,7 @@ def _say_undone(path: Path, version: Path, *, as_json: bool) -> None:
     if as_json:
         print_json({"path": str(path), "undone": version.name})
     else:
-        print(f"{path}: as it was in {version.name}, before it was last taught")
+        print(
+            f"{path}: as it was in {version.name}, before it was last taught; what it had become "
+            f"is kept as {path.name}.undone"
+        )

@@ -222,8 +222,11 @@ def _figures(scored: _Scored, notes: list[str]) -> _Figures:
     """Every metric that the labels and masks allow; `notes` grow by what they do not allow."""
     figures = _image_metrics(scored.judged, notes)
     _pixel_metrics(scored, figures, notes)
+    scores = {row.result.score for row in scored.judged}
     fixed = [name for name, (low, high) in figures.intervals.items() if low == high]
-    if fixed:
+    if len(scores) == 1 and len(scored.judged) > 1:
+        notes.append("All images have the same score: the detector does not tell them apart.")
+    elif fixed:
         notes.append(
             f"Every resample of these {len(scored.judged)} images gives the same "
             f"{', '.join(fixed)}: the bootstrap interval says nothing there. More test images "

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,66 +17,107 @@ from amiss.types import ANOMALOUS, NORMAL, Record
 
 def normals_of(detector: Detector, data: Source | None) -> Dataset:
     """The normal images that the detector has learned from, as a set of its own; those that were
-    taught later are not among them."""
+    taught later are not among them.
+
+    Raises DataError where one is not found.
+    """
     facts = detector.training_facts
     added = set(facts.get("added_normals", ()))
-    keys = [key for key in facts["files"] if key not in added]
-    learned = {bytes(row) for row in detector.training_digests}
+    wanted = [
+        (key, bytes(row))
+        for key, row in zip(facts["files"], detector.training_digests, strict=False)
+        if key not in added
+    ]  # behind the files come the defects
+    root, name = _root(facts), str(facts["name"])
     if data is not None:
         given = index(data)
-        records = [r for r in given.records if r.label == NORMAL and record_digest(r) in learned]
+        pools: dict[bytes, list[Record]] = {}
+        for record in given.records:
+            if record.label == NORMAL:
+                pools.setdefault(record_digest(record), []).append(record)
+        found = [pools[its].pop(0) if pools.get(its) else None for _, its in wanted]
         name, root = given.name, given.root
     else:
-        root = _root(facts)
-        found = set_of(facts)
-        by_key = {} if found is None else {found.key(r): r for r in found.records}
-        records = [by_key.get(key) or _record(key, root) for key in keys]
-        records = [r for r in records if r.path.is_file() or r.path.parent.is_file()]
-        name = str(facts["name"])
-    if len(records) < len(keys):
+        again = set_of(facts)
+        by_key = {} if again is None else {again.key(r): r for r in again.records}
+        records = [by_key.get(key) or _record(key, root) for key, _ in wanted]
+        found = [r if _is_there(r) else None for r in records]
+    missing = [key for (key, _), record in zip(wanted, found, strict=True) if record is None]
+    if missing:
         raise DataError(
-            f"Of {len(keys)} normal images that the detector has learned from, {len(records)} were "
-            f"found{'' if data is not None else f' below {root}'}.",
+            f"Of {len(wanted)} normal images that the detector has learned from, "
+            f"{len(wanted) - len(missing)} were found below {root}; {missing[0]} was not.",
             hint="Say where they are with data, or fit anew.",
         )
-    train = tuple(dataclasses.replace(r, split="train") for r in records)
+    train = tuple(dataclasses.replace(r, split="train") for r in found if r is not None)
     return Dataset(name, str(facts["layout"]), root, train)
 
 
-def defects_of(detector: Detector, data: Source | None) -> list[Record]:
+def defects_of(
+    detector: Detector, data: Source | None, given: Sequence[Record] = ()
+) -> list[Record]:
     """The defects that a detector was shown, with the masks that they had; those that are not there
-    any more are looked for in `data`, by their content."""
+    any more are looked for in `data` and among those `given`, by their content.
+
+    Raises DataError where one is not found.
+    """
     facts = detector.training_facts
-    root = _root(facts)
     keys, all_masks = facts.get("known_defects", ()), facts.get("known_masks", ())
     digests = detector.training_digests[len(detector.training_digests) - len(keys) :]
-    elsewhere: dict[bytes, Record] | None = None
+    elsewhere = _Elsewhere(data, given)
     records = []
     for key, masks, its in zip(keys, all_masks, digests, strict=True):
-        record = _record(key, root)
-        missing = [p for p in (record.path, *map(Path, masks)) if not p.is_file()]
-        if not missing:
+        record = _record(key, _root(facts))
+        if _is_there(record) and all(Path(mask).is_file() for mask in masks):
             mask = tuple(map(Path, masks)) or None
             records.append(dataclasses.replace(record, label=ANOMALOUS, mask=mask))
             continue
-        if elsewhere is None:
-            given = [] if data is None else index(data).records
-            elsewhere = {record_digest(r): r for r in given if r.label == ANOMALOUS}
-        moved = elsewhere.get(bytes(its))
+        moved = elsewhere.find(bytes(its))
         if moved is None or (masks and not moved.masks):
-            raise DataError(
-                f"The defect {missing[0]}, which the detector was shown, is not there any more.",
-                hint="Put it back, name the set that holds it with data, or fit anew.",
-            )
-        records.append(moved)
+            raise _gone("defect", record)
+        records.append(dataclasses.replace(moved, label=ANOMALOUS))
     return records
 
 
-def added_to(detector: Detector) -> list[Record]:
-    """The false alarms that a detector was taught."""
+def added_to(detector: Detector, data: Source | None) -> list[Record]:
+    """The false alarms that a detector was taught, found as `defects_of` finds defects."""
     facts = detector.training_facts
-    root = _root(facts)
-    return [_record(key, root) for key in facts.get("added_normals", ())]
+    digests = dict(zip(facts["files"], detector.training_digests, strict=False))
+    elsewhere = _Elsewhere(data)
+    records = []
+    for key in facts.get("added_normals", ()):
+        record = _record(key, _root(facts))
+        found = record if _is_there(record) else elsewhere.find(bytes(digests[key]))
+        if found is None:
+            raise _gone("false alarm", record)
+        records.append(dataclasses.replace(found, label=NORMAL))
+    return records
+
+
+class _Elsewhere:
+    """Images of a set, by their content; it is read when one is first asked for."""
+
+    def __init__(self, data: Source | None, given: Sequence[Record] = ()) -> None:
+        self.data, self.given = data, given
+        self.found: dict[bytes, Record] | None = None
+
+    def find(self, content: bytes) -> Record | None:
+        if self.found is None:
+            records = [*([] if self.data is None else index(self.data).records), *self.given]
+            self.found = {record_digest(record): record for record in records}
+        return self.found.get(content)
+
+
+def _is_there(record: Record) -> bool:
+    return record.path.is_file() or record.path.parent.is_file()  # in a file of many images
+
+
+def _gone(what: str, record: Record) -> DataError:
+    return DataError(
+        f"The {what} {record.path}, which the detector was shown, is not there any more, or its "
+        "mask is not.",
+        hint="Put it back, name the set that holds it with data, or fit anew.",
+    )
 
 
 def set_of(facts: dict[str, Any]) -> Dataset | None:

@@ -10,28 +10,27 @@ Whatever was taught is seen, and judged by neither the old nor the new detector.
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import re
 import shutil
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from amiss.artifact import load, save
 from amiss.data.defects import anomalous_records
 from amiss.data.index import Dataset, Source, index
 from amiss.data.stream import record_digest
-from amiss.errors import ArtifactError, OptionError
-from amiss.evaluation import evaluate
+from amiss.errors import ArtifactError, DataError, OptionError
 from amiss.fit import fit
 from amiss.found_again import added_to, defects_of, normals_of, set_of
+from amiss.lesson import Taught, called, compared
+from amiss.manifest import read_manifest
 from amiss.methods.base import Detector
 from amiss.nn.backbone import DEFAULT_BACKBONE
-from amiss.outcome import Report
-from amiss.predict import BATCH, decide, frame_rois
 from amiss.run import Run
-from amiss.runtime import as_runtime, image_stream
-from amiss.types import Record
+from amiss.types import ANOMALOUS, NORMAL, Record
 
 ON_A_CPU: dict[str, Any] = {
     "epochs": 20, "cell_share": 0.1, "vectors": 1024, "learning_rate": 2e-3, "standardize": True,
@@ -39,53 +38,6 @@ ON_A_CPU: dict[str, Any] = {
 }  # fmt: skip
 """Of the BGAD that takes over from another method: minutes on two cores; see its page."""
 _LAYERS = ("8", "16", "32")  # of the embedded network, with these
-
-
-class Taught(NamedTuple):
-    """The new `detector`, and both judged on the same images, which neither has seen; None where
-    there were none to judge on. `shown_kinds` of defects are among those that were taught.
-
-    `lesson`: of what was taught just now, by "defects" and "false alarms", how many of how many are
-    called anomalous, (before, after, of all). The new detector has learned from them, so that this
-    tells whether it took the lesson, and nothing of other images.
-    """
-
-    detector: Detector
-    before: Report | None
-    after: Report | None
-    shown_kinds: tuple[str, ...]
-    lesson: dict[str, tuple[int, int, int]]
-
-    def describe(self) -> str:
-        """Recall by kind and false alarms, before and after, for a person."""
-        lines = [f"{'':<34}{'before':>14}{'after':>14}"]
-
-        def row(name: str, values: Sequence[str]) -> None:
-            lines.append(f"{name:<34}{values[0]:>14}{values[1]:>14}")
-
-        lines.append("taught, and called anomalous:")
-        for name, (*called, total) in self.lesson.items():
-            row(f"  {name}", [f"{number} of {total}" for number in called])
-        if self.before is None or self.after is None:
-            lines.append(
-                "There are no labelled images that neither detector has seen, so that nothing is "
-                "known of others: name some with judge."
-            )
-            return "\n".join(lines)
-        points = self.before.operating_point, self.after.operating_point
-        lines.append("on images that neither has seen:")
-        if points[0]["n_anomalous"]:
-            row("caught", [f"{p['detected']} of {p['n_anomalous']}" for p in points])
-            for kind in sorted(points[0]["recall_by_kind"]):
-                told = "taught" if kind in self.shown_kinds else "not taught"
-                found = [p["recall_by_kind"][kind] for p in points]
-                row(f"  {kind} ({told})", [f"{caught} of {total}" for caught, total in found])
-        if points[0]["n_normal"]:
-            row("false alarms", [f"{p['false_alarms']} of {p['n_normal']}" for p in points])
-        for name in ("image_auroc", "pixel_auroc", "aupro"):
-            if name in self.before.metrics and name in self.after.metrics:
-                row(name, [f"{r.metrics[name]:.4f}" for r in (self.before, self.after)])
-        return "\n".join(lines)
 
 
 def teach(  # noqa: PLR0913 - what is taught, on what, and how it is judged
@@ -105,32 +57,38 @@ def teach(  # noqa: PLR0913 - what is taught, on what, and how it is judged
         anomalous: missed defects: anything that `amiss.fit.fit` takes for known defects.
         normal: false alarms: a folder or list of normal images.
         data: the normal images that the detector was fitted on, where they do not lie where they
-            did, or were a list; only those with the same content count.
-        judge: labelled images to judge both detectors on; the test images of the set that the
-            detector was fitted on, where that has some.
+            did, or were a list; only those with the same content count. What it was taught before
+            is looked for there as well.
+        judge: labelled images to judge both detectors on; else the test images of `data`, or of the
+            set that the detector was fitted on, where that has some.
         roi: the mask that the detector was fitted with, which its file does not hold whole.
         options: of the new detector's method, instead of those it takes over.
 
     Raises:
-        OptionError: nothing to teach.
-        DataError: normal images that the detector has learned from are not found.
+        OptionError: nothing to teach, or another region of interest than that of the fit.
+        DataError: images that the detector has learned from are not found; `anomalous` holds no
+            defect, `normal` some, or `judge` nothing to judge on. All before anything is learned.
     """
     run = run or Run()
-    detector.require_fitted()
-    if anomalous is None and normal is None:
+    if not isinstance(detector, Detector):
         raise OptionError(
-            "There is nothing to teach.",
-            hint="Give missed defects (anomalous), false alarms (normal), or both.",
+            f"What is taught is a detector, and this is a {type(detector).__name__}.",
+            hint="Load it with amiss.load, or use teach_file for a file.",
         )
-    missed = [] if anomalous is None else anomalous_records(anomalous)
-    original = _without(normals_of(detector, data), missed, run)
+    detector.require_fitted()
+    missed, alarms = _lesson(anomalous, normal)
+    judged = _to_judge(detector, judge, data)
     _require_roi(detector, roi)
-    known = [*defects_of(detector, data), *missed]  # before: of methods that learn from some
-    alarms = [] if normal is None else list(index(normal).records)
+    original = _without(normals_of(detector, data), missed, run)
+    shown = defects_of(detector, data, missed)  # before, of methods that learn from some
+    known = _each_once([*shown, *missed])
+    if len(known) < len(shown) + len(missed):
+        run.say(f"{len(shown) + len(missed) - len(known)} of the defects were given before")
+    _say_what_contradicts(judged, missed, alarms, run)
     learner = _learner(detector, bool(missed), options or {})
     fit(
         learner, original, anomalous=known or None,
-        also_normal=[*added_to(detector), *alarms] or None,
+        also_normal=_each_once([*added_to(detector, data), *alarms]) or None,
         max_false_alarm=_rate(detector, run), roi=roi,
         window=str(detector.training_facts.get("window", "percentile")), run=run,
     )  # fmt: skip
@@ -138,19 +96,70 @@ def teach(  # noqa: PLR0913 - what is taught, on what, and how it is judged
         *detector.training_facts.get("taught", ()),
         {
             "at": datetime.now(UTC).isoformat(timespec="seconds"),
-            "defects": [str(r.path) for r in missed],
-            "normals": [str(r.path) for r in alarms],
+            "defects": [str(r.path.absolute()) for r in missed],
+            "normals": [str(r.path.absolute()) for r in alarms],
             "method_before": detector.id,
         },
     ]
-    before, after, shown = _compared(detector, learner, judge, known)
-    taught = (("defects", missed), ("false alarms", alarms))
     lesson = {
-        name: (_called(detector, records), _called(learner, records), len(records))
-        for name, records in taught
+        name: called(detector, learner, records)
+        for name, records in (("defects", missed), ("false_alarms", alarms))
         if records
     }
-    return Taught(learner, before, after, shown, lesson)
+    return Taught(learner, lesson=lesson, **compared(detector, learner, judged, known))
+
+
+def _lesson(anomalous: Source | None, normal: Source | None) -> tuple[list[Record], list[Record]]:
+    """The missed defects and the false alarms; raises where there are none of what is given."""
+    if anomalous is None and normal is None:
+        raise OptionError(
+            "There is nothing to teach.", hint="Give missed defects, false alarms, or both."
+        )
+    missed = [] if anomalous is None else anomalous_records(anomalous)
+    if normal is None:
+        return _each_once(missed), []
+    found = index(normal)
+    strange = [r for r in found.records if r.label == ANOMALOUS]
+    if strange:
+        raise DataError(
+            f"{found.name} holds {len(strange)} anomalous images, and is to be learned as normal.",
+            hint="Give a folder or a list of false alarms alone.",
+        )
+    return _each_once(missed), _each_once(found.records)
+
+
+def _each_once(records: Sequence[Record]) -> list[Record]:
+    """Without those whose content came before."""
+    return list({record_digest(record): record for record in reversed(records)}.values())[::-1]
+
+
+def _to_judge(detector: Detector, judge: Source | None, data: Source | None) -> Dataset | None:
+    """The set whose test images both detectors are judged on."""
+    if judge is None:
+        return index(data) if data is not None else set_of(detector.training_facts)
+    dataset = index(judge)
+    if not any(r.label is not None for r in dataset.test):
+        raise DataError(
+            f"{dataset.name} has no labelled test image to judge on.",
+            hint="Put normal images in a folder named good, and defects in folders beside it.",
+        )
+    return dataset
+
+
+def _say_what_contradicts(
+    judged: Dataset | None, missed: Sequence[Record], alarms: Sequence[Record], run: Run
+) -> None:
+    """The lesson has the last word over the labels of a set, and it is said."""
+    if judged is None:
+        return
+    labels = {record_digest(r): r.label for r in judged.test}
+    for records, other, named in ((missed, NORMAL, "defects"), (alarms, ANOMALOUS, "normal")):
+        against = [r for r in records if labels.get(record_digest(r)) == other]
+        if against:
+            run.say(
+                f"{len(against)} images are taught as {named}, such as {against[0].path.name}, and "
+                f"{judged.name} says the opposite of them"
+            )
 
 
 def _rate(detector: Detector, run: Run) -> float:
@@ -159,22 +168,15 @@ def _rate(detector: Detector, run: Run) -> float:
     if calibration is None:
         return 0.01
     if calibration.policy != "max_false_alarm":
+        how = (
+            "set by hand" if calibration.policy == "manual"
+            else f"chosen by {calibration.policy} on labelled images"
+        )  # fmt: skip
         run.say(
-            f"the threshold was chosen by {calibration.policy} on labelled images; that of the new "
-            f"detector keeps a rate of false alarms of {calibration.max_false_alarm:g} (amiss "
-            "calibrate chooses another)"
+            f"the threshold was {how}; that of the new detector keeps a rate of false alarms of "
+            f"{calibration.max_false_alarm:g} (amiss calibrate chooses another)"
         )
     return calibration.max_false_alarm
-
-
-def _called(detector: Detector, records: Sequence[Record]) -> int:
-    """How many images a detector calls anomalous."""
-    runtime = as_runtime(detector)
-    found = 0
-    for batch in image_stream(runtime, records).batches(BATCH):
-        scores = runtime(batch.images, frame_rois(runtime, batch)).score
-        found += sum(bool(decide(detector.calibration, float(score))[1]) for score in scores)
-    return found
 
 
 def _learner(detector: Detector, has_missed: bool, options: dict[str, Any]) -> Detector:
@@ -207,36 +209,16 @@ def _without(original: Dataset, missed: Sequence[Record], run: Run) -> Dataset:
 
 def _require_roi(detector: Detector, roi: str | Path | None) -> None:
     name = detector.training_facts.get("roi")
+    if name is None and roi is not None:
+        raise OptionError(
+            "The detector was fitted without a region of interest.",
+            hint="Leave roi out, or fit anew with it.",
+        )
     if name is not None and roi is None:
         raise OptionError(
             f"The detector was fitted with the region of interest {name}.",
             hint="Give that mask again, as roi.",
         )
-
-
-def _compared(
-    old: Detector, new: Detector, judge: Source | None, known: Sequence[Record]
-) -> tuple[Report | None, Report | None, tuple[str, ...]]:
-    """Both judged on what neither has seen, and the kinds of defects that were taught."""
-    dataset = set_of(old.training_facts) if judge is None else index(judge)
-    if dataset is None:
-        return None, None, ()
-    seen = {bytes(row) for d in (old, new) for row in (*d.training_digests, *d.labelled_digests)}
-    content = {record: record_digest(record) for record in dataset.test}
-    shown = {record_digest(r) for r in known}
-    kinds = {r.kind or "" for r, its in content.items() if its in shown}
-    kinds |= {r.kind for r in known if r.kind}
-    rest = [r for r in dataset.test if content[r] not in seen and r.label is not None]
-    if not rest:
-        return None, None, tuple(sorted(kinds))
-    judged = dataclasses.replace(
-        dataset, records=tuple(dataclasses.replace(r, split="test") for r in rest),
-        has_drawn_split=False,
-    )  # fmt: skip
-    metrics = old.metrics
-    before = evaluate(old, judged)
-    old.metrics = metrics
-    return before, evaluate(new, judged), tuple(sorted(kinds))
 
 
 # --- versions of a file ------------------------------------------------------------------------
@@ -251,7 +233,10 @@ def teach_file(path: str | Path, **lesson: Any) -> Taught:
             f"{path} is an exported file, which does not learn.",
             hint="Teach the .amiss file that it was made from, and export that again.",
         )
+    if not path.is_file():
+        raise ArtifactError(f"{path}: there is no such file.", hint="Name one of `amiss fit`.")
     taught = teach(load(path), **lesson)
+    taught.detector.training_facts["taught"][-1]["file_before"] = _file_digest(path)
     versions = versions_of(path)
     number = int(versions[-1].name.rpartition(".")[2]) + 1 if versions else 1
     copy, fresh = path.with_name(f".{path.name}.kept"), path.with_name(f".{path.name}.taught")
@@ -267,17 +252,40 @@ def teach_file(path: str | Path, **lesson: Any) -> Taught:
 
 
 def undo(path: str | Path) -> Path:
-    """Put the detector back that a file held before it was last taught; the file it came from is
-    gone then. Raises ArtifactError where there is none."""
+    """Put the detector back that a file held before it was last taught; what it had become is
+    kept as NAME.amiss.undone.
+
+    Raises ArtifactError where there is none, or where the file was made by something else since.
+    """
     path = Path(path)
+    if not path.is_file():
+        raise ArtifactError(f"{path}: there is no such file.", hint="Name one of `amiss teach`.")
     versions = versions_of(path)
     if not versions:
         raise ArtifactError(
             f"{path} was not taught: no {path.name}.1 lies beside it.",
             hint="Name the file that `amiss teach` has written.",
         )
+    taught = read_manifest(path)["training"].get("taught") or [{}]
+    if taught[-1].get("file_before") != _file_digest(versions[-1]):
+        raise ArtifactError(
+            f"{path} was not taught from {versions[-1].name}: another detector was written there "
+            "since.",
+            hint=f"Keep it under another name, and rename {versions[-1].name} by hand.",
+        )
+    copy = path.with_name(f".{path.name}.kept")
+    try:
+        shutil.copy2(path, copy)
+        copy.replace(path.with_name(f"{path.name}.undone"))
+    finally:
+        copy.unlink(missing_ok=True)
     versions[-1].replace(path)
     return versions[-1]
+
+
+def _file_digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def versions_of(path: Path) -> list[Path]:

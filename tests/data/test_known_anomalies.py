@@ -82,7 +82,7 @@ def test_a_draw_does_not_depend_on_the_place_or_the_order_of_files(folder: Path)
     ("source", "said"),
     [
         ("multi_class:99:{}", "asks for 99 known anomalies, and there are 16"),
-        ("multi_class:0:{}", "there are 0"),
+        ("multi_class:0:{}", "asks for none"),
         ("multi_class:16:{}", "leaves no anomalous image to be judged"),
         ("one_class:dent/6:{}", "asks for 6 known anomalies, and there are 5"),
         ("one_class:scratch/2:{}", "no anomalous test images of the kind 'scratch'"),

@@ -13,7 +13,7 @@ from amiss.data.foreground import require_image
 from amiss.data.geometry import Size, resize_image
 from amiss.data.images import read_framed_mask, read_image
 from amiss.data.index import Source, index
-from amiss.data.tree import MaskFolder, part_masks, scan
+from amiss.data.tree import MaskFolder, Tree, part_masks, scan
 from amiss.data.window import Window
 from amiss.errors import DataError, OptionError
 from amiss.types import ANOMALOUS, Bool, Record, UInt8
@@ -63,51 +63,66 @@ def anomalous_records(source: Source, mask_dir: str | Path | None = None) -> lis
 
     `source` is anything that `amiss.data.index.index` takes; a list of paths, a folder right in
     which all images lie, or one with a folder for each kind and no normal images, are all
-    defective: masks may then lie beside them (`x_mask.png`) or right in `mask_dir`.
+    defective: masks may then lie beside them (`x_mask.png`), or in `mask_dir`, right in it or in
+    folders named by the kinds.
 
-    Raises DataError where no such image is found, and what `index` raises.
+    Raises DataError where no such image is found, where `mask_dir` has a mask of none, and what
+    `index` raises.
     """
-    if isinstance(source, str | Path) and Path(source).is_dir():
-        folder = Path(source)
-        if scan(folder).images and _is_flat(folder):
-            return _flat_defects(folder, mask_dir)
-        kinds = _kinds_alone(folder)
-        if kinds:
-            return [
-                replace(record, kind=kind.name)
-                for kind in kinds
-                for record in _flat_defects(kind, mask_dir)
-            ]
-    paths = _listed_paths(source)
-    if paths:
-        return _listed_defects(paths, mask_dir)
-    dataset = index(source, mask_dir=mask_dir)
-    found = [r for r in dataset.records if r.label == ANOMALOUS]
+    found = _found(source, mask_dir)
     if not found:
         raise DataError(
-            f"{dataset.name} holds no anomalous image.",
+            f"{_name(source)} holds no anomalous image.",
             hint="Give a folder of defective images alone, or a set with defects in it.",
+        )
+    if mask_dir is not None and not any(record.masks for record in found):
+        raise DataError(
+            f"{mask_dir} holds no mask of {len(found)} defects, such as {found[0].path.name}.",
+            hint="A mask has the name of its image, with or without _mask, and lies right in the "
+            "folder or in one named by the kind.",
         )
     return found
 
 
-def _is_flat(folder: Path) -> bool:
-    try:
-        return index(folder).layout == "flat"
-    except DataError:
-        return False
-
-
-def _kinds_alone(folder: Path) -> list[Path]:
-    """The folders of images in a folder that has nothing else in it, and is no set by itself."""
-    try:
-        index(folder)
-    except DataError:
+def _found(source: Source, mask_dir: str | Path | None) -> list[Record]:
+    if isinstance(source, str | Path) and Path(source).is_dir():
+        folder = Path(source)
         tree = scan(folder)
-        kinds = tree.folders()
-        if all(len(parts) == 2 and parts[0] in kinds for parts in tree.images):
-            return [folder / name for name in kinds]
-    return []
+        if tree.direct() and not tree.folders():
+            return _folder_of_defects(folder, _masks_in(mask_dir))
+        kinds = _kinds_alone(tree)
+        if kinds:
+            masks = _masks_in(mask_dir)
+            return [r for kind in kinds for r in _folder_of_defects(folder / kind, masks, kind)]
+    paths = _listed_paths(source)
+    if paths:
+        return _listed_defects(paths, mask_dir)
+    return [r for r in index(source, mask_dir=mask_dir).records if r.label == ANOMALOUS]
+
+
+def _name(source: Source) -> str:
+    return str(source) if isinstance(source, str | Path) else index(source).name
+
+
+def _kinds_alone(tree: Tree) -> list[str]:
+    """The folders of images in a folder that has nothing else in it, and is no set by itself."""
+    kinds = tree.folders()
+    if not all(len(parts) == 2 and parts[0] in kinds for parts in tree.images):
+        return []
+    try:
+        is_set = index(tree.root).layout != "flat"  # of one folder: all normal
+    except DataError:
+        is_set = False
+    return [] if is_set else kinds
+
+
+def _masks_in(mask_dir: str | Path | None) -> MaskFolder | None:
+    """The masks in a folder: where images lie beside them as well, what is named as a mask."""
+    if mask_dir is None:
+        return None
+    tree = scan(Path(mask_dir))
+    named = part_masks(tree.images).masks.values()
+    return MaskFolder((parts, tree.path(parts)) for parts in named or tree.images)
 
 
 def _listed_paths(source: Source) -> list[Path]:
@@ -122,16 +137,21 @@ def _listed_defects(paths: Sequence[Path], mask_dir: str | Path | None) -> list[
 
     Raises DataError for a path that is no file.
     """
-    records: list[Record] = []
-    beside = {folder: _flat_defects(folder, mask_dir) for folder in {p.parent for p in paths}}
-    known = {r.path.resolve(): r for found in beside.values() for r in found}
-    masks = {m.resolve() for r in known.values() for m in r.masks}
     for path in paths:
         if not path.is_file():
-            raise DataError(f"{path}: there is no such file.")
-        if path.resolve() in known:
-            records.append(replace(known[path.resolve()], path=path))
-        elif path.resolve() not in masks:
+            hint = "Several folders: name one that holds them." if path.is_dir() else ""
+            raise DataError(f"{path}: there is no such file.", hint=hint)
+    masks = _masks_in(mask_dir)
+    records: list[Record] = []
+    beside = {f: _folder_of_defects(f, None) for f in {path.parent for path in paths}}
+    known = {r.path.resolve(): r for found in beside.values() for r in found}
+    taken = {mask.resolve() for r in known.values() for mask in r.masks}
+    for path in paths:
+        found = known.get(path.resolve())
+        if found is not None:
+            own = found.mask or _mask_of(path, masks, path.parent.name)
+            records.append(replace(found, path=path, mask=own))
+        elif path.resolve() not in taken:
             records.append(Record(path, ANOMALOUS))
     return records
 
@@ -151,20 +171,32 @@ def defect_records(source: Source, mask_dir: str | Path | None = None) -> list[R
     return masked
 
 
-def _flat_defects(folder: Path, mask_dir: str | Path | None) -> list[Record]:
-    """The images right in a folder, with their masks, as defects."""
+def _folder_of_defects(
+    folder: Path, masks: MaskFolder | None, kind: str | None = None
+) -> list[Record]:
+    """The images right in a folder as defects of a kind, with the masks beside them or of a
+    folder of masks."""
     tree = scan(folder)
     parted = part_masks(tree.direct())
-    elsewhere = None if mask_dir is None else scan(Path(mask_dir))
-    masks = MaskFolder((p, elsewhere.path(p)) for p in elsewhere.direct()) if elsewhere else None
     records = []
     for parts in parted.images:
         path, beside = tree.path(parts), parted.masks.get(parts)
-        mask = None if beside is None else tree.path(beside)
-        if mask is None and masks is not None:
-            mask = masks.find(path, [()])
-        records.append(Record(path, ANOMALOUS, mask))
+        mask = _mask_of(path, masks, kind) if beside is None else tree.path(beside)
+        records.append(Record(path, ANOMALOUS, mask, kind=kind))
     return records
+
+
+def _mask_of(path: Path, masks: MaskFolder | None, kind: str | None) -> Path | None:
+    """The mask of an image in a folder of masks; raises DataError where it is the image itself."""
+    if masks is None:
+        return None
+    mask = masks.find(path, [(kind,), ()] if kind else [()])
+    if mask is not None and mask.samefile(path):
+        raise DataError(
+            f"{path} would be its own mask.", hint="Name the folder of the masks, not that of the "
+            "images.",
+        )  # fmt: skip
+    return mask
 
 
 def read_defects(

@@ -110,7 +110,7 @@ def read_framed_mask(
         raise DataError(
             f"The mask {names} is {mask.shape[0]} x {mask.shape[1]} pixels, and its image "
             f"{geometry.original[0]} x {geometry.original[1]}.",
-            hint="Run `amiss check` on the data.",
+            hint="A mask has the size of its image: take the one drawn for it, or leave it out.",
         )
     return resize_mask(mask, geometry)
 

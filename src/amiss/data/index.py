@@ -269,7 +269,8 @@ def _from_path(source: str | Path, layout: str | None, choices: Choices) -> tupl
             f"{path}: there is no such folder or file.",
             hint=misspelt(str(source))
             or 'Sets known by name: "elpv", "elpv:mono", "elpv:poly"; of classes: '
-            '"leave_one_out:K:FOLDER", "one_class:K:FOLDER", "memae_30:K:FOLDER".',
+            '"leave_one_out:K:FOLDER", "one_class:K:FOLDER", "memae_30:K:FOLDER"; with known '
+            'defects: "multi_class:A:FOLDER", "one_class:KIND/A:FOLDER".',
         )
     tree = scan(path)
     found = _recognise(tree, choices) if layout is None else _by_name(tree, layout, choices)

@@ -115,10 +115,12 @@ def _drawn(dataset: Dataset, records: Sequence[Record], rng: np.random.Generator
 
 
 def _enough(known: list[Record], dataset: Dataset, asked: AskedKnown) -> list[Record]:
-    if len(known) < asked.number or not known:
+    if not asked.number:
+        raise DataError(f"{dataset.name}: {asked.title} asks for none.", hint="Ask for 1 or more.")
+    if len(known) < asked.number:
         raise DataError(
             f"{dataset.name}: {asked.title} asks for {asked.number} known anomalies, and there are "
             f"{len(known)}.",
-            hint="Ask for fewer, at least one.",
+            hint="Ask for fewer.",
         )
     return known

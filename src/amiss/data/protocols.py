@@ -61,10 +61,13 @@ def misspelt(source: str) -> str:
     if not rest:
         return ""
     if name in PROTOCOLS:
+        of_kinds = ", or one_class:KIND/A:FOLDER with A known defects of a kind"
         return (
             f"{name} is asked for as {name}:K:FOLDER, K the number of a class, such as "
-            f"{name}:3:FOLDER."
+            f"{name}:3:FOLDER{of_kinds if name == 'one_class' else ''}."
         )
+    if name == "multi_class":
+        return "multi_class is asked for as multi_class:A:FOLDER, A the number of known defects."
     plain = name.lower().replace("-", "_").replace(" ", "_")
     near = difflib.get_close_matches(plain, PROTOCOLS, n=1)
     return f"Is {near[0]} meant, as in {near[0]}:3:FOLDER?" if near else ""

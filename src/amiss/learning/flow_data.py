@@ -94,6 +94,8 @@ def on_grid(
 
     touched: a normal cell with an anomalous pixel in it is anomalous, and one beside such a cell is
     left out. Features of both have seen the defect; to call them normal would teach that it is.
+    What was left out already, as around a proposed place, stays so: such places are ragged, and
+    widened they would be everywhere.
     """
     (H, W), (h, w) = labels.shape[1:], grid
     rows = torch.arange(h, device=labels.device) * H // h

@@ -145,7 +145,7 @@ def propose_masks(
     flows: FlowLevels, extractor: FeatureExtractor, defects: KnownDefects, images: TaughtImages
 ) -> None:
     """Say of the defects without a mask where they may be: what is less likely to the flows so far
-    than all but a thousandth of the pixels of normal images; of what is looked at at least a
+    than all but a thousandth of the pixels of training images; of what is looked at at least a
     five-hundredth, as each image has a defect, and at most a tenth."""
     with torch.no_grad():
         usual = _usual_unlikeliness(flows, extractor, images)
@@ -164,14 +164,15 @@ def propose_masks(
 def _usual_unlikeliness(
     flows: FlowLevels, extractor: FeatureExtractor, images: TaughtImages
 ) -> float:
-    """What all but a thousandth of the pixels of some normal images do not reach."""
+    """What all but a thousandth of the pixels of some training images do not reach."""
+    rng = np.random.default_rng(0)
     found = []
     for place in _spread(len(images)):
         batch = images.at(place[None])
         features = batch.targets or features_of(extractor, batch.images)
         map_ = flows.unlikeliness(features, batch.rois)
         inside = (map_ if batch.rois is None else map_[batch.rois]).flatten()
-        found.append(inside[:: max(1, len(inside) // _PIXELS)].numpy())
+        found.append(rng.permutation(inside.numpy())[:_PIXELS])
     return float(np.quantile(np.concatenate(found), 1 - _UNUSUAL))
 
 

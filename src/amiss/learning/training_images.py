@@ -144,6 +144,7 @@ class TaughtImages(_SomeImages):
                 x = _read(self.images, self.numbers[start : start + _CHUNK], self.run).images
                 found = workers.map(teach, x.split(1))
                 if not rows.put(start, [torch.cat(parts) for parts in zip(*found, strict=True)]):
+                    self.run.say("features do not fit a file, and are computed anew each time")
                     return None
                 self.run.progress("features", min(start + _CHUNK, n), n)
         size = rows.row_bytes * n / (1 << 20)

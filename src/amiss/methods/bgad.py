@@ -243,14 +243,16 @@ class BGAD(Detector):
         are: it is then taken from the map of the flows so far."""
         cfg, flows, extractor = self.config, self.flows, self.extractor
         assert flows is not None and extractor is not None
-        unmasked = 0 if defects is None else sum(mask is None for mask in defects.masks)
+        given = [] if defects is None else [mask is not None for mask in defects.masks]
+        unmasked = given.count(False)
         if defects is not None and unmasked:
             take_ceilings(flows, extractor, parts.data)
             propose_masks(flows, extractor, defects, parts.data)
+            bare = defects.records[given.index(False)].path.name
             run.say(
-                f"{unmasked} of {len(defects)} defects have no mask: what the flows find less "
-                "likely so far than nearly all of the normal images is taken for the defect, the "
-                "rest of these images is left out."
+                f"{unmasked} of {len(defects)} defects have no mask, or an empty one, such as "
+                f"{bare}: what the flows find less likely so far than nearly all of the normal "
+                "images is taken for the defect, the rest of these images is left out."
             )
         mixed = MixedFeatures(
             parts.data, defects, self._generator(parts, defects, run), extractor,
