@@ -157,7 +157,7 @@ def test_a_method_that_holds_images_out_says_how_many_it_takes_in_all(normals: P
     count = len(list(normals.rglob("*.png")))
     apart = count // 5
     wanted = math.ceil(19 * count / apart)
-    assert any(f"{apart} of {count} normal images, held out; about {wanted} in all" in s
+    assert any(f"{apart} of {count} normal images, held out); about {wanted} in all" in s
                for s in said)  # fmt: skip
 
 
@@ -167,3 +167,20 @@ def test_what_only_a_training_has_use_for_is_refused(
 ) -> None:
     with pytest.raises(OptionError, match="patchcore does not train by gradients"):
         PatchCore(**tiny).fit(normals, run=Run(**given))
+
+
+def test_normals_that_all_score_the_same_are_told(
+    tiny: dict[str, Any], normals: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    learn = PatchCore.learn
+
+    def saturated(self: PatchCore, images: Any, run: Run) -> Any:
+        found = learn(self, images, run)
+        return found._replace(scores=np.full_like(found.scores, 2.0))
+
+    said: list[str] = []
+    fit(PatchCore(**tiny), normals, max_false_alarm=0.5, run=Run(say=said.append))
+    assert not any("have the same score" in line for line in said)
+    monkeypatch.setattr(PatchCore, "learn", saturated)
+    fit(PatchCore(**tiny), normals, max_false_alarm=0.5, run=Run(say=said.append))
+    assert any("judged normal images have the same score, 2:" in line for line in said)
