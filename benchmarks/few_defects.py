@@ -10,8 +10,8 @@ are passed over. Known images, and with `one_class` all of their kind, are judge
 method that learns from none is fitted once for each draw and judged on all these tests. The limits
 draw that many images by a fixed seed, half of the test images anomalous. `bgad_none`,
 `bgad_perlin` and `bgad_cut_paste` are BGAD with other generators of defects, `bgad_nearest` labels
-cells as the authors' code does. Settings: FLOW, BOUNDARY, and the defaults. Every fit is a process
-of its own.
+cells as the authors' code does, and in `bgad_unpushed` the defects say nothing: NFAD in as many
+steps. Settings: FLOW, BOUNDARY, and the defaults. Every fit is a process of its own.
 """
 
 from __future__ import annotations
@@ -35,6 +35,7 @@ SIDES: dict[str, tuple[str, dict[str, Any]]] = {
     "nfad": ("NFAD", FLOW),
     "bgad": ("BGAD", BOUNDARY),
     "bgad_nearest": ("BGAD", FLOW),
+    "bgad_unpushed": ("BGAD", BOUNDARY | {"boundary_weight": 0.0}),
     "bgad_none": ("BGAD", BOUNDARY | {"synthesis": "none"}),
     "bgad_perlin": ("BGAD", BOUNDARY | {"synthesis": "perlin"}),
     "bgad_cut_paste": ("BGAD", BOUNDARY | {"synthesis": "cut_paste"}),
