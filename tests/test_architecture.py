@@ -44,7 +44,8 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "amiss.caveats",
     ),
     ("amiss.predict", "amiss.evaluation", "amiss.fit", "amiss.recalibrate", "amiss.frames"),
-    ("amiss.found_again", "amiss.lesson"),
+    ("amiss.found_again",),
+    ("amiss.lesson",),
     ("amiss.teaching",),
     ("amiss.export", "amiss.report", "amiss.serve", "amiss.cluster"),
     (

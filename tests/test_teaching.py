@@ -16,6 +16,7 @@ from amiss.cli_teach import spread
 from amiss.data.defects import anomalous_records
 from amiss.errors import ArtifactError, DataError, OptionError
 from amiss.fit import fit
+from amiss.found_again import defects_of, normals_of
 from amiss.run import Run
 from amiss.teaching import teach, teach_file, undo, versions_of
 from commands import amiss as command
@@ -205,6 +206,86 @@ def test_an_exported_file_is_not_taught(folder: Path, tmp_path: Path) -> None:
         teach_file(tmp_path / "part.onnx", normal=folder.parent / "alarms")
 
 
+def test_another_image_under_an_old_name_is_no_earlier_lesson(folder: Path, tmp_path: Path) -> None:
+    shown = tmp_path / "missed.png"
+    shown.write_bytes(spots(folder)[0].read_bytes())
+    first = fit(BGAD(**TINY, **QUICK, batch_size=4), folder, anomalous=[shown], max_false_alarm=0.5)
+    shown.write_bytes(spots(folder)[1].read_bytes())
+    with pytest.raises(DataError, match="another image now"):
+        teach(first, anomalous=[shown])
+    assert teach(first, anomalous=[shown], data=folder).detector.facts["defects"] == 2
+    normal = folder / "train" / "good" / "000.png"
+    normal.write_bytes((folder / "train" / "good" / "001.png").read_bytes())
+    with pytest.raises(DataError, match="another image now"):
+        teach(first, normal=folder.parent / "alarms")
+
+
+def test_regions_of_single_images_are_kept(folder: Path, tmp_path: Path) -> None:
+    mask = np.zeros((60, 80), np.uint8)
+    mask[:, :50] = 255
+    roi = write(mask, tmp_path / "roi.png")
+    good = sorted((folder / "train" / "good").iterdir())
+    old = fit(PatchCore(**TINY), [amiss.Record(p, 0, roi=roi) for p in good], max_false_alarm=0.5)
+    assert {r.roi for r in normals_of(old, None).records} == {roi}
+    shown = [amiss.Record(spots(folder)[0], 1, roi=roi)]
+    flows = teach(old, anomalous=shown, options=QUICK).detector
+    assert [r.roi for r in defects_of(flows, None)] == [roi]
+
+
+def test_cuts_of_a_taught_file_are_not_judged(folder: Path) -> None:
+    spot, good = spots(folder)[0], sorted((folder / "train" / "good").iterdir())
+    cuts = [amiss.Record(p, 0, split="train", crop=(0, 0, 60, 40)) for p in good]
+    judged = [amiss.Record(p, 1, split="test", crop=(0, x, 60, 40))
+              for p in (spot, spots(folder)[1]) for x in (0, 40)]  # fmt: skip
+    old = fit(PatchCore(**TINY), cuts, max_false_alarm=0.5)
+    taught = teach(old, anomalous=[spot], judge=[*cuts, *judged], options=QUICK)
+    assert taught.after is not None
+    assert {row.path for row in taught.after.judged} == {spots(folder)[1]}
+
+
+def test_all_images_of_a_set_without_a_split_are_judged(folder: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    textures(other / "good", 10, seed=8)
+    textures(other / "dent", 2, seed=9, defects=True)
+    taught = teach(patchcore(folder), normal=folder.parent / "alarms", judge=other)
+    assert taught.after is not None and taught.after.operating_point["n_normal"] == 10
+    (other / "dent" / "000.png").write_bytes(b"no image")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("amiss.teaching.fit", None)  # it is not come to
+        with pytest.raises(DataError):
+            teach(patchcore(folder), normal=folder.parent / "alarms", judge=other)
+
+
+def test_another_region_than_that_of_the_fit_is_refused(folder: Path, tmp_path: Path) -> None:
+    upper, lower = np.zeros((60, 80), np.uint8), np.zeros((60, 80), np.uint8)
+    upper[:30], lower[30:] = 255, 255
+    old = patchcore(folder, roi=write(upper, tmp_path / "upper.png"))
+    with pytest.raises(OptionError, match=r"lower\.png is another region"):
+        teach(old, normal=folder.parent / "alarms", roi=write(lower, tmp_path / "lower.png"))
+
+
+def test_a_later_lesson_corrects_an_earlier_one(folder: Path) -> None:
+    x, y = spots(folder)
+    said: list[str] = []
+    first = teach(patchcore(folder), anomalous=[x, y], options=QUICK).detector
+    second = teach(first, normal=[x], run=Run(say=said.append)).detector
+    assert second.facts["defects"] == 1 and second.training_facts["n_normal"] == 9
+    third = teach(second, anomalous=[x], run=Run(say=said.append)).detector
+    assert third.facts["defects"] == 2 and third.training_facts["n_normal"] == 8
+    assert sum("are left out" in line for line in said) == 2
+    with pytest.raises(OptionError, match="learned as normal images before"):
+        teach(patchcore(folder), normal=[folder / "train" / "good" / "000.png"])
+
+
+def test_a_mask_that_is_given_later_is_taken(folder: Path) -> None:
+    spot = spots(folder)[0]
+    mask = folder / "ground_truth" / "spot" / f"{spot.stem}_mask.png"
+    first = teach(patchcore(folder), anomalous=[amiss.Record(spot, 1)], options=QUICK).detector
+    assert first.facts["unmasked_defects"] == 1
+    second = teach(first, anomalous=[amiss.Record(spot, 1, mask)]).detector
+    assert second.facts["unmasked_defects"] == 0 and second.facts["defects"] == 1
+
+
 def test_folders_of_kinds_are_all_defects(folder: Path, tmp_path: Path) -> None:
     missed = tmp_path / "missed"
     for kind, path in zip(("hole", "crack"), spots(folder), strict=True):
@@ -352,6 +433,8 @@ def test_a_file_keeps_its_versions_and_gives_them_back(folder: Path, tmp_path: P
     assert path.with_name("part.amiss.undone").read_bytes() == third
     undo(path)
     assert path.read_bytes() == first and not versions_of(path)
+    assert path.with_name("part.amiss.undone").read_bytes() == third  # and the other beside it
+    assert path.with_name("part.amiss.undone.2").read_bytes() == second
     with pytest.raises(ArtifactError, match="was not taught"):
         undo(path)
     teach_file(path, normal=folder.parent / "alarms")

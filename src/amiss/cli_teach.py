@@ -103,7 +103,13 @@ def teach(  # noqa: PLR0913 - one parameter per flag
 
 def _one_or_all(given: list[str] | None) -> Any:
     """A set or a folder by itself, or a list of images."""
-    return given[0] if given and len(given) == 1 and not Path(given[0]).is_file() else given
+    from amiss.data.tables import TABLE_SUFFIXES
+
+    if not given or len(given) > 1:
+        return given
+    path = Path(given[0])
+    is_image = path.is_file() or path.parent.is_file()  # by itself, or in a file of many
+    return given if is_image and path.suffix.lower() not in TABLE_SUFFIXES else given[0]
 
 
 def _defects(given: list[str] | None, mask_dir: Path | None) -> Any:

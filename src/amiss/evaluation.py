@@ -32,6 +32,7 @@ from amiss.runtime import Fitted, Runtime, as_runtime, image_stream
 from amiss.types import ANOMALOUS, NORMAL, Bool, Float32, Float64, Record
 from amiss.versions import versions
 
+NO_KIND = "anomalous"  # what defects are listed under whose kind nobody has named
 _FEW_MARKED = 10  # images with a mask, below which resamples of them say too little
 
 
@@ -319,7 +320,7 @@ def _operating_point(runtime: Runtime, judged: Sequence[Judged]) -> dict[str, An
     detected = sum(bool(row.result.is_anomalous) for row in anomalous)
     by_kind: dict[str, list[int]] = {}
     for row in anomalous:
-        counts = by_kind.setdefault(row.kind or "anomalous", [0, 0])
+        counts = by_kind.setdefault(row.kind or NO_KIND, [0, 0])
         counts[0] += bool(row.result.is_anomalous)
         counts[1] += 1
     return {

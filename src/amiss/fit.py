@@ -140,8 +140,10 @@ def _more_normals(records: Sequence[Record], also_normal: Source | None) -> list
             f"{found.name} holds {len(strange)} anomalous images, and is to be learned as normal.",
             hint="Give a folder of normal images alone.",
         )
-    there = {(r.path, r.crop) for r in records}
-    return [replace(r, label=NORMAL) for r in found.records if (r.path, r.crop) not in there]
+    there = {(r.path.absolute(), r.crop) for r in records}
+    return [
+        replace(r, label=NORMAL) for r in found.records if (r.path.absolute(), r.crop) not in there
+    ]
 
 
 class _Lesson(NamedTuple):
@@ -192,11 +194,16 @@ def _learned(detector: Detector, lesson: _Lesson, max_false_alarm: float, run: R
         detector.training_digests = np.concatenate([normal_digests, defects.digests])
         known = [_key(dataset, record) for record in defects.records]
         masks = [[str(m.absolute()) for m in record.masks] for record in defects.records]
+    seen = [*records, *(() if defects is None else defects.records)]
     detector.training_facts = {
         **_data_facts(dataset, records, normal_digests),
         "known_defects": known,
         "known_masks": masks,
         "added_normals": [_key(dataset, record) for record in records[images.original :]],
+        # of the files and then the defects; empty where there are none of single images
+        "rois": [str(r.roi.absolute()) if r.roi else None for r in seen]
+        if any(r.roi for r in seen)
+        else [],
         "seed": run.seed,
         "least_normal": _least_normal(dataset, records, held_out),
         "versions": versions(),
@@ -217,7 +224,7 @@ def _require_no_contradiction(images: Normals, defects: KnownDefects) -> None:
 
 def _key(dataset: Dataset, record: Record) -> str:
     """A name under which a record is found again: below the root of its set, or from anywhere."""
-    if dataset.root is None or record.path.is_relative_to(dataset.root):
+    if dataset.root is not None and record.path.is_relative_to(dataset.root):
         return dataset.key(record)
     return dataset.key(replace(record, path=record.path.absolute()))
 

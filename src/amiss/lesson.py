@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-from amiss.data.index import Dataset
-from amiss.data.stream import record_digest
-from amiss.evaluation import evaluate
+from amiss.data.index import Dataset, Source, index
+from amiss.data.stream import file_digest, record_digest
+from amiss.errors import DataError
+from amiss.evaluation import NO_KIND, evaluate
+from amiss.found_again import set_of
 from amiss.methods.base import Detector
 from amiss.outcome import Report
 from amiss.predict import BATCH, decide, frame_rois
+from amiss.run import Run
 from amiss.runtime import as_runtime, image_stream
-from amiss.types import Record
+from amiss.types import ANOMALOUS, NORMAL, Record
 
 
 class Called(NamedTuple):
@@ -90,7 +93,8 @@ class Taught(NamedTuple):
     def _told(self, kind: str) -> str:
         if kind in self.shown_kinds:
             return "taught"
-        return "taught or not" if self.has_unknown_kinds else "not taught"
+        is_open = self.has_unknown_kinds or kind == NO_KIND
+        return "taught or not" if is_open else "not taught"
 
 
 def _row(name: str, values: Sequence[str]) -> str:
@@ -117,36 +121,82 @@ def _called(detector: Detector, records: Sequence[Record]) -> int | None:
     return found
 
 
-def compared(
-    old: Detector, new: Detector, dataset: Dataset | None, known: Sequence[Record]
-) -> dict[str, Any]:
-    """The fields of `Taught` that tell of images which neither has seen, of the test images of
-    `dataset`; `known` are the defects that were ever taught."""
+def to_judge(detector: Detector, judge: Source | None, data: Source | None) -> Dataset | None:
+    """The set whose test images both detectors are judged on."""
+    if judge is None:
+        return index(data) if data is not None else set_of(detector.training_facts)
+    dataset = index(judge)
+    if not labelled(dataset):
+        raise DataError(
+            f"{dataset.name} has no labelled test image to judge on.",
+            hint="Put normal images in a folder named good, and defects in folders beside it.",
+        )
+    return dataset
+
+
+def say_what_contradicts(
+    dataset: Dataset | None, missed: Sequence[Record], alarms: Sequence[Record], run: Run
+) -> None:
+    """The lesson has the last word over the labels of a set, and it is said."""
+    if dataset is None:
+        return
+    labels = {record_digest(r): r.label for r in labelled(dataset)}
+    for records, other, named in ((missed, NORMAL, "defects"), (alarms, ANOMALOUS, "normal")):
+        against = [r for r in records if labels.get(record_digest(r)) == other]
+        if against:
+            run.say(
+                f"{len(against)} images are taught as {named}, such as {against[0].path.name}, and "
+                f"{dataset.name} says the opposite of them"
+            )
+
+
+def labelled(dataset: Dataset) -> list[Record]:
+    """The images to judge on: all that have a label, where the set has no split of its own."""
+    records = dataset.records if dataset.has_drawn_split else dataset.test
+    return [record for record in records if record.label is not None]
+
+
+def unseen(old: Detector, dataset: Dataset | None, taught: Sequence[Record]) -> Dataset | None:
+    """The images of `labelled` that the old detector has not seen, nor the new one will have when
+    it was `taught` all of these; None where there are none."""
+    if dataset is None:
+        return None
+    seen = {bytes(row) for row in (*old.training_digests, *old.labelled_digests)}
+    seen |= {record_digest(record) for record in taught}
+    files = {file_digest(record) for record in taught if record.crop is None}
+    rest = [
+        dataclasses.replace(record, split="test")
+        for record in labelled(dataset)
+        if record_digest(record) not in seen
+        and (record.crop is None or file_digest(record) not in files)
+    ]
+    if not rest:
+        return None
+    return dataclasses.replace(dataset, records=tuple(rest), has_drawn_split=False)
+
+
+def judged_before(old: Detector, dataset: Dataset | None) -> Report | None:
+    """The old detector on these images; its own metrics stay as they are."""
+    if dataset is None:
+        return None
+    metrics = old.metrics
+    report = evaluate(old, dataset)
+    old.metrics = metrics
+    return report
+
+
+def kinds_of(defects: Sequence[Record], dataset: Dataset | None) -> tuple[tuple[str, ...], bool]:
+    """The kinds of defects, as they say themselves, as `dataset` calls the same image, or as their
+    folder is called if `dataset` has a kind of that name; and whether there are others."""
     test = () if dataset is None else dataset.test
-    content = {record: record_digest(record) for record in test}
-    by_content = {its: record.kind for record, its in content.items()}
+    by_content = {record_digest(record): record.kind for record in test}
     names = {record.kind for record in test}
     kinds = set()
-    for record in known:
+    for record in defects:
         folder = record.path.parent.name
         kinds.add(
             record.kind
             or by_content.get(record_digest(record))
             or (folder if folder in names else None)
         )
-    found: dict[str, Any] = {
-        "before": None, "after": None, "has_unknown_kinds": None in kinds,
-        "shown_kinds": tuple(sorted(kind for kind in kinds if kind)),
-    }  # fmt: skip
-    seen = {bytes(row) for d in (old, new) for row in (*d.training_digests, *d.labelled_digests)}
-    rest = [r for r in test if content[r] not in seen and r.label is not None]
-    if dataset is None or not rest:
-        return found
-    judged = dataclasses.replace(
-        dataset, records=tuple(dataclasses.replace(r, split="test") for r in rest),
-        has_drawn_split=False,
-    )  # fmt: skip
-    metrics = old.metrics
-    before = evaluate(old, judged)
-    old.metrics = metrics
-    return found | {"before": before, "after": evaluate(new, judged)}
+    return tuple(sorted(kind for kind in kinds if kind)), None in kinds

@@ -13,24 +13,38 @@ import dataclasses
 import hashlib
 import re
 import shutil
-from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from amiss.artifact import load, save
 from amiss.data.defects import anomalous_records
-from amiss.data.index import Dataset, Source, index
-from amiss.data.stream import record_digest
+from amiss.data.index import Source, index
 from amiss.errors import ArtifactError, DataError, OptionError
+from amiss.evaluation import evaluate
 from amiss.fit import fit
-from amiss.found_again import added_to, defects_of, normals_of, set_of
-from amiss.lesson import Taught, called, compared
+from amiss.found_again import (
+    added_to,
+    defects_of,
+    each_once,
+    normals_of,
+    unless_in,
+    without,
+)
+from amiss.lesson import (
+    Taught,
+    called,
+    judged_before,
+    kinds_of,
+    say_what_contradicts,
+    to_judge,
+    unseen,
+)
 from amiss.manifest import read_manifest
 from amiss.methods.base import Detector
 from amiss.nn.backbone import DEFAULT_BACKBONE
 from amiss.run import Run
-from amiss.types import ANOMALOUS, NORMAL, Record
+from amiss.types import ANOMALOUS, Record
 
 ON_A_CPU: dict[str, Any] = {
     "epochs": 20, "cell_share": 0.1, "vectors": 1024, "learning_rate": 2e-3, "standardize": True,
@@ -77,18 +91,27 @@ def teach(  # noqa: PLR0913 - what is taught, on what, and how it is judged
         )
     detector.require_fitted()
     missed, alarms = _lesson(anomalous, normal)
-    judged = _to_judge(detector, judge, data)
+    dataset = to_judge(detector, judge, data)
     _require_roi(detector, roi)
-    original = _without(normals_of(detector, data), missed, run)
-    shown = defects_of(detector, data, missed)  # before, of methods that learn from some
-    known = _each_once([*shown, *missed])
+    original = without(normals_of(detector, data), missed, run)
+    shown = unless_in(defects_of(detector, data, missed), alarms, "defects", run)
+    added = unless_in(added_to(detector, data), missed, "false alarms", run)
+    alarms = unless_in(alarms, original.records, "false alarms", run)
+    known = each_once([*shown, *missed])
     if len(known) < len(shown) + len(missed):
         run.say(f"{len(shown) + len(missed) - len(known)} of the defects were given before")
-    _say_what_contradicts(judged, missed, alarms, run)
+    if not missed and not alarms:
+        raise OptionError(
+            "All of these false alarms were learned as normal images before.",
+            hint="A detector that calls them anomalous all the same learns no more from them.",
+        )
+    say_what_contradicts(dataset, missed, alarms, run)
     learner = _learner(detector, bool(missed), options or {})
+    judged = unseen(detector, dataset, [*known, *added, *alarms])
+    before = judged_before(detector, judged)  # first, as it may find something wrong
     fit(
         learner, original, anomalous=known or None,
-        also_normal=_each_once([*added_to(detector, data), *alarms]) or None,
+        also_normal=each_once([*added, *alarms]) or None,
         max_false_alarm=_rate(detector, run), roi=roi,
         window=str(detector.training_facts.get("window", "percentile")), run=run,
     )  # fmt: skip
@@ -106,7 +129,8 @@ def teach(  # noqa: PLR0913 - what is taught, on what, and how it is judged
         for name, records in (("defects", missed), ("false_alarms", alarms))
         if records
     }
-    return Taught(learner, lesson=lesson, **compared(detector, learner, judged, known))
+    after = None if judged is None else evaluate(learner, judged)
+    return Taught(learner, before, after, *kinds_of(known, dataset), lesson)
 
 
 def _lesson(anomalous: Source | None, normal: Source | None) -> tuple[list[Record], list[Record]]:
@@ -117,7 +141,7 @@ def _lesson(anomalous: Source | None, normal: Source | None) -> tuple[list[Recor
         )
     missed = [] if anomalous is None else anomalous_records(anomalous)
     if normal is None:
-        return _each_once(missed), []
+        return each_once(missed), []
     found = index(normal)
     strange = [r for r in found.records if r.label == ANOMALOUS]
     if strange:
@@ -125,41 +149,7 @@ def _lesson(anomalous: Source | None, normal: Source | None) -> tuple[list[Recor
             f"{found.name} holds {len(strange)} anomalous images, and is to be learned as normal.",
             hint="Give a folder or a list of false alarms alone.",
         )
-    return _each_once(missed), _each_once(found.records)
-
-
-def _each_once(records: Sequence[Record]) -> list[Record]:
-    """Without those whose content came before."""
-    return list({record_digest(record): record for record in reversed(records)}.values())[::-1]
-
-
-def _to_judge(detector: Detector, judge: Source | None, data: Source | None) -> Dataset | None:
-    """The set whose test images both detectors are judged on."""
-    if judge is None:
-        return index(data) if data is not None else set_of(detector.training_facts)
-    dataset = index(judge)
-    if not any(r.label is not None for r in dataset.test):
-        raise DataError(
-            f"{dataset.name} has no labelled test image to judge on.",
-            hint="Put normal images in a folder named good, and defects in folders beside it.",
-        )
-    return dataset
-
-
-def _say_what_contradicts(
-    judged: Dataset | None, missed: Sequence[Record], alarms: Sequence[Record], run: Run
-) -> None:
-    """The lesson has the last word over the labels of a set, and it is said."""
-    if judged is None:
-        return
-    labels = {record_digest(r): r.label for r in judged.test}
-    for records, other, named in ((missed, NORMAL, "defects"), (alarms, ANOMALOUS, "normal")):
-        against = [r for r in records if labels.get(record_digest(r)) == other]
-        if against:
-            run.say(
-                f"{len(against)} images are taught as {named}, such as {against[0].path.name}, and "
-                f"{judged.name} says the opposite of them"
-            )
+    return each_once(missed), each_once(found.records)
 
 
 def _rate(detector: Detector, run: Run) -> float:
@@ -195,18 +185,6 @@ def _learner(detector: Detector, has_missed: bool, options: dict[str, Any]) -> D
     return BGAD(**{**alike, **ON_A_CPU, **options})
 
 
-def _without(original: Dataset, missed: Sequence[Record], run: Run) -> Dataset:
-    """The normal images without those that turn out to be defects: a likely reason for a miss."""
-    shown = {record_digest(r) for r in missed}
-    rest = tuple(r for r in original.records if not shown or record_digest(r) not in shown)
-    if len(rest) < len(original.records):
-        run.say(
-            f"{len(original.records) - len(rest)} of the missed defects were among the normal "
-            "images of the fit, and are left out of those from now on"
-        )
-    return dataclasses.replace(original, records=rest)
-
-
 def _require_roi(detector: Detector, roi: str | Path | None) -> None:
     name = detector.training_facts.get("roi")
     if name is None and roi is not None:
@@ -219,6 +197,15 @@ def _require_roi(detector: Detector, roi: str | Path | None) -> None:
             f"The detector was fitted with the region of interest {name}.",
             hint="Give that mask again, as roi.",
         )
+    if roi is not None and detector.roi is not None:
+        again = detector.blank()
+        again.keep_roi(roi)
+        if again.roi is None or not again.roi.equal(detector.roi):
+            raise OptionError(
+                f"{roi} is another region of interest than {name}, which the detector was fitted "
+                "with.",
+                hint="Give that mask again, as roi.",
+            )
 
 
 # --- versions of a file ------------------------------------------------------------------------
@@ -235,8 +222,14 @@ def teach_file(path: str | Path, **lesson: Any) -> Taught:
         )
     if not path.is_file():
         raise ArtifactError(f"{path}: there is no such file.", hint="Name one of `amiss fit`.")
+    file_before = _file_digest(path)
     taught = teach(load(path), **lesson)
-    taught.detector.training_facts["taught"][-1]["file_before"] = _file_digest(path)
+    taught.detector.training_facts["taught"][-1]["file_before"] = file_before
+    if _file_digest(path) != file_before:
+        raise ArtifactError(
+            f"{path} was written to while it was taught, and is left as it is.",
+            hint="Teach it again.",
+        )
     versions = versions_of(path)
     number = int(versions[-1].name.rpartition(".")[2]) + 1 if versions else 1
     copy, fresh = path.with_name(f".{path.name}.kept"), path.with_name(f".{path.name}.taught")
@@ -253,7 +246,7 @@ def teach_file(path: str | Path, **lesson: Any) -> Taught:
 
 def undo(path: str | Path) -> Path:
     """Put the detector back that a file held before it was last taught; what it had become is
-    kept as NAME.amiss.undone.
+    kept as NAME.amiss.undone, or .undone.2 and so on.
 
     Raises ArtifactError where there is none, or where the file was made by something else since.
     """
@@ -276,11 +269,18 @@ def undo(path: str | Path) -> Path:
     copy = path.with_name(f".{path.name}.kept")
     try:
         shutil.copy2(path, copy)
-        copy.replace(path.with_name(f"{path.name}.undone"))
+        copy.replace(_kept_as(path))
     finally:
         copy.unlink(missing_ok=True)
     versions[-1].replace(path)
     return versions[-1]
+
+
+def _kept_as(path: Path) -> Path:
+    name, number = path.with_name(f"{path.name}.undone"), 2
+    while name.exists():
+        name, number = path.with_name(f"{path.name}.undone.{number}"), number + 1
+    return name
 
 
 def _file_digest(path: Path) -> str:

@@ -138,7 +138,7 @@ def _listed_defects(paths: Sequence[Path], mask_dir: str | Path | None) -> list[
     Raises DataError for a path that is no file.
     """
     for path in paths:
-        if not path.is_file():
+        if not (path.is_file() or path.parent.is_file()):  # an image in a file of many
             hint = "Several folders: name one that holds them." if path.is_dir() else ""
             raise DataError(f"{path}: there is no such file.", hint=hint)
     masks = _masks_in(mask_dir)

@@ -82,6 +82,11 @@ def digest(data: bytes, crop: Crop | None = None) -> bytes:
     return sha.digest()[:8]
 
 
+def file_digest(record: Record) -> bytes:
+    """The `digest` of the whole file that a record is, or is cut from."""
+    return digest(read_bytes(record.path))
+
+
 def record_digest(record: Record) -> bytes:
     """The `digest` of the image of a record, read from its file."""
     return digest(read_bytes(record.path), record.crop)
