@@ -15,11 +15,11 @@ import re
 import shutil
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from amiss.artifact import load, save
 from amiss.data.defects import anomalous_records
-from amiss.data.index import Source, index
+from amiss.data.index import Dataset, Source, index
 from amiss.errors import ArtifactError, DataError, OptionError
 from amiss.evaluation import evaluate
 from amiss.fit import fit
@@ -90,28 +90,15 @@ def teach(  # noqa: PLR0913 - what is taught, on what, and how it is judged
             hint="Load it with amiss.load, or use teach_file for a file.",
         )
     detector.require_fitted()
-    missed, alarms = _lesson(anomalous, normal)
     dataset = to_judge(detector, judge, data)
     _require_roi(detector, roi)
-    original = without(normals_of(detector, data), missed, run)
-    shown = unless_in(defects_of(detector, data, missed), alarms, "defects", run)
-    added = unless_in(added_to(detector, data), missed, "false alarms", run)
-    alarms = unless_in(alarms, original.records, "false alarms", run)
-    known = each_once([*shown, *missed])
-    if len(known) < len(shown) + len(missed):
-        run.say(f"{len(shown) + len(missed) - len(known)} of the defects were given before")
-    if not missed and not alarms:
-        raise OptionError(
-            "All of these false alarms were learned as normal images before.",
-            hint="A detector that calls them anomalous all the same learns no more from them.",
-        )
-    say_what_contradicts(dataset, missed, alarms, run)
-    learner = _learner(detector, bool(missed), options or {})
-    judged = unseen(detector, dataset, [*known, *added, *alarms])
+    it = _gathered(detector, _lesson(anomalous, normal), data, run)
+    say_what_contradicts(dataset, it.missed, it.alarms, run)
+    learner = _learner(detector, bool(it.missed), options or {})
+    judged = unseen(detector, dataset, [*it.known, *it.more])
     before = judged_before(detector, judged)  # first, as it may find something wrong
     fit(
-        learner, original, anomalous=known or None,
-        also_normal=each_once([*added, *alarms]) or None,
+        learner, it.original, anomalous=it.known or None, also_normal=it.more or None,
         max_false_alarm=_rate(detector, run), roi=roi,
         window=str(detector.training_facts.get("window", "percentile")), run=run,
     )  # fmt: skip
@@ -119,18 +106,52 @@ def teach(  # noqa: PLR0913 - what is taught, on what, and how it is judged
         *detector.training_facts.get("taught", ()),
         {
             "at": datetime.now(UTC).isoformat(timespec="seconds"),
-            "defects": [str(r.path.absolute()) for r in missed],
-            "normals": [str(r.path.absolute()) for r in alarms],
+            "defects": [str(r.path.absolute()) for r in it.missed],
+            "normals": [str(r.path.absolute()) for r in it.alarms],
             "method_before": detector.id,
         },
     ]
     lesson = {
         name: called(detector, learner, records)
-        for name, records in (("defects", missed), ("false_alarms", alarms))
+        for name, records in (("defects", it.missed), ("false_alarms", it.alarms))
         if records
     }
     after = None if judged is None else evaluate(learner, judged)
-    return Taught(learner, before, after, *kinds_of(known, dataset), lesson)
+    return Taught(learner, before, after, *kinds_of(it.known, dataset), lesson)
+
+
+class _Images(NamedTuple):
+    """`missed` and `alarms` are taught just now; the new detector learns from the `original` normal
+    images, all `known` defects, and `more` normal ones: all false alarms."""
+
+    missed: list[Record]
+    alarms: list[Record]
+    original: Dataset
+    known: list[Record]
+    more: list[Record]
+
+
+def _gathered(
+    detector: Detector,
+    lesson: tuple[list[Record], list[Record]],
+    data: Source | None,
+    run: Run,
+) -> _Images:
+    """All images to learn from, each once; raises OptionError where there is nothing new."""
+    missed, alarms = lesson
+    original = without(normals_of(detector, data), missed, run)
+    shown = unless_in(defects_of(detector, data, missed), alarms, "defects", run)
+    added = unless_in(added_to(detector, data), missed, "false alarms", run)
+    alarms = unless_in(alarms, original.records, "false alarms", run)
+    if not missed and not alarms:
+        raise OptionError(
+            "All of these false alarms were learned as normal images before.",
+            hint="A detector that calls them anomalous all the same learns no more from them.",
+        )
+    known = each_once([*shown, *missed])
+    if len(known) < len(shown) + len(missed):
+        run.say(f"{len(shown) + len(missed) - len(known)} of the defects were given before")
+    return _Images(missed, alarms, original, known, each_once([*added, *alarms]))
 
 
 def _lesson(anomalous: Source | None, normal: Source | None) -> tuple[list[Record], list[Record]]:
