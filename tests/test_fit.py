@@ -157,7 +157,7 @@ def test_a_method_that_holds_images_out_says_how_many_it_takes_in_all(normals: P
     count = len(list(normals.rglob("*.png")))
     apart = count // 5
     wanted = math.ceil(19 * count / apart)
-    assert any(f"{apart} of {count} normal images, held out); about {wanted} in all" in s
+    assert any(f"{apart} of {count} normal images, held out; about {wanted} in all" in s
                for s in said)  # fmt: skip
 
 

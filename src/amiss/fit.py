@@ -172,10 +172,7 @@ def _learned(detector: Detector, lesson: _Lesson, max_false_alarm: float, run: R
         judged = len(held_out.scores)
         if found.notes and judged < len(images):  # the method learns from some and judges others
             needed = math.ceil(enough(max_false_alarm) * len(images) / judged)
-            more = (
-                f"The threshold rests on {judged} of {len(images)} images ({held_out.how}); about "
-                f"{needed} in all would do."
-            )
+            more = f"The threshold is set by {held_out.how}; about {needed} in all would do."
             found = replace(found, notes=(*found.notes, more))
         if judged > 1 and held_out.scores.min() == held_out.scores.max():
             same = (
