@@ -103,13 +103,13 @@ def teach(  # noqa: PLR0913 - one parameter per flag
 
 def _one_or_all(given: list[str] | None) -> Any:
     """A set or a folder by itself, or a list of images."""
+    from amiss.data.stream import is_there
     from amiss.data.tables import TABLE_SUFFIXES
 
     if not given or len(given) > 1:
         return given
     path = Path(given[0])
-    is_image = path.is_file() or path.parent.is_file()  # by itself, or in a file of many
-    return given if is_image and path.suffix.lower() not in TABLE_SUFFIXES else given[0]
+    return given if is_there(path) and path.suffix.lower() not in TABLE_SUFFIXES else given[0]
 
 
 def _defects(given: list[str] | None, mask_dir: Path | None) -> Any:
@@ -161,5 +161,5 @@ def _say_undone(path: Path, version: Path, *, as_json: bool) -> None:
     else:
         print(
             f"{path}: as it was in {version.name}, before it was last taught; what it had become "
-            f"is kept as {path.name}.undone"
+            f"is kept beside it as {path.name}.undone, numbered where there was one"
         )

@@ -129,21 +129,28 @@ def _known_records(detector: Detector, dataset: Dataset, anomalous: Source | Non
 
 
 def _more_normals(records: Sequence[Record], also_normal: Source | None) -> list[Record]:
-    """The images of `also_normal` that are not among `records`; raises DataError for a set with
-    anomalous ones in it, which are not told apart by themselves."""
+    """The images of `also_normal` that are not among `records`."""
     if also_normal is None:
         return []
-    found = index(also_normal)
+    there = {(r.path.absolute(), r.crop) for r in records}
+    return [
+        replace(record, label=NORMAL)
+        for record in normal_records(also_normal)
+        if (record.path.absolute(), record.crop) not in there
+    ]
+
+
+def normal_records(source: Source) -> list[Record]:
+    """The images of a set that is to be learned as normal; raises DataError for one with anomalous
+    images in it, which are not told apart by themselves."""
+    found = index(source)
     strange = [r for r in found.records if r.label == ANOMALOUS]
     if strange:
         raise DataError(
             f"{found.name} holds {len(strange)} anomalous images, and is to be learned as normal.",
-            hint="Give a folder of normal images alone.",
+            hint="Give a folder or a list of normal images alone.",
         )
-    there = {(r.path.absolute(), r.crop) for r in records}
-    return [
-        replace(r, label=NORMAL) for r in found.records if (r.path.absolute(), r.crop) not in there
-    ]
+    return list(found.records)
 
 
 class _Lesson(NamedTuple):

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from amiss.data.index import LAYOUTS, Dataset, Source, find_again, index
-from amiss.data.stream import file_digest, record_digest
+from amiss.data.stream import Contents, is_there, record_digest
 from amiss.errors import AmissError, DataError
 from amiss.methods.base import Detector
 from amiss.run import Run
@@ -142,12 +142,8 @@ def without(original: Dataset, missed: Sequence[Record], run: Run) -> Dataset:
     """The normal images without those that turn out to be defects: a likely reason for a miss."""
     if not missed:
         return original
-    shown = {record_digest(r) for r in missed}
-    files = {file_digest(r) for r in missed if r.crop is None}
-    rest = tuple(
-        r for r in original.records
-        if record_digest(r) not in shown and (r.crop is None or file_digest(r) not in files)
-    )  # fmt: skip
+    shown = Contents(missed)
+    rest = tuple(record for record in original.records if record not in shown)
     if len(rest) < len(original.records):
         run.say(
             f"{len(original.records) - len(rest)} of the missed defects were among the normal "
@@ -185,8 +181,7 @@ def _learned(
 
 def _is(record: Record, one: _Learned) -> bool:
     """Whether it is there, and the same image still."""
-    is_there = record.path.is_file() or record.path.parent.is_file()  # in a file of many images
-    return is_there and record_digest(record) == one.digest
+    return is_there(record.path) and record_digest(record) == one.digest
 
 
 def _gone(what: str, record: Record) -> DataError:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from amiss.data.index import Dataset, Source, index
-from amiss.data.stream import file_digest, record_digest
+from amiss.data.stream import Contents, record_digest
 from amiss.errors import DataError
 from amiss.evaluation import NO_KIND, evaluate
 from amiss.found_again import set_of
@@ -162,13 +162,11 @@ def unseen(old: Detector, dataset: Dataset | None, taught: Sequence[Record]) -> 
     if dataset is None:
         return None
     seen = {bytes(row) for row in (*old.training_digests, *old.labelled_digests)}
-    seen |= {record_digest(record) for record in taught}
-    files = {file_digest(record) for record in taught if record.crop is None}
+    shown = Contents(taught)
     rest = [
         dataclasses.replace(record, split="test")
         for record in labelled(dataset)
-        if record_digest(record) not in seen
-        and (record.crop is None or file_digest(record) not in files)
+        if record_digest(record) not in seen and record not in shown
     ]
     if not rest:
         return None

@@ -19,10 +19,10 @@ from typing import Any, NamedTuple
 
 from amiss.artifact import load, save
 from amiss.data.defects import anomalous_records
-from amiss.data.index import Dataset, Source, index
-from amiss.errors import ArtifactError, DataError, OptionError
+from amiss.data.index import Dataset, Source
+from amiss.errors import ArtifactError, OptionError
 from amiss.evaluation import evaluate
-from amiss.fit import fit
+from amiss.fit import fit, normal_records
 from amiss.found_again import (
     added_to,
     defects_of,
@@ -44,7 +44,7 @@ from amiss.manifest import read_manifest
 from amiss.methods.base import Detector
 from amiss.nn.backbone import DEFAULT_BACKBONE
 from amiss.run import Run
-from amiss.types import ANOMALOUS, Record
+from amiss.types import Record
 
 ON_A_CPU: dict[str, Any] = {
     "epochs": 20, "cell_share": 0.1, "vectors": 1024, "learning_rate": 2e-3, "standardize": True,
@@ -161,16 +161,8 @@ def _lesson(anomalous: Source | None, normal: Source | None) -> tuple[list[Recor
             "There is nothing to teach.", hint="Give missed defects, false alarms, or both."
         )
     missed = [] if anomalous is None else anomalous_records(anomalous)
-    if normal is None:
-        return each_once(missed), []
-    found = index(normal)
-    strange = [r for r in found.records if r.label == ANOMALOUS]
-    if strange:
-        raise DataError(
-            f"{found.name} holds {len(strange)} anomalous images, and is to be learned as normal.",
-            hint="Give a folder or a list of false alarms alone.",
-        )
-    return each_once(missed), each_once(found.records)
+    alarms = [] if normal is None else normal_records(normal)
+    return each_once(missed), each_once(alarms)
 
 
 def _rate(detector: Detector, run: Run) -> float:

@@ -13,6 +13,7 @@ from amiss.data.foreground import require_image
 from amiss.data.geometry import Size, resize_image
 from amiss.data.images import read_framed_mask, read_image
 from amiss.data.index import Source, index
+from amiss.data.stream import is_there
 from amiss.data.tree import MaskFolder, Tree, part_masks, scan
 from amiss.data.window import Window
 from amiss.errors import DataError, OptionError
@@ -138,7 +139,7 @@ def _listed_defects(paths: Sequence[Path], mask_dir: str | Path | None) -> list[
     Raises DataError for a path that is no file.
     """
     for path in paths:
-        if not (path.is_file() or path.parent.is_file()):  # an image in a file of many
+        if not is_there(path):
             hint = "Several folders: name one that holds them." if path.is_dir() else ""
             raise DataError(f"{path}: there is no such file.", hint=hint)
     masks = _masks_in(mask_dir)

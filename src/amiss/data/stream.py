@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections import deque
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import KW_ONLY, dataclass, field
@@ -90,6 +90,25 @@ def file_digest(record: Record) -> bytes:
 def record_digest(record: Record) -> bytes:
     """The `digest` of the image of a record, read from its file."""
     return digest(read_bytes(record.path), record.crop)
+
+
+class Contents:
+    """What some records show, to ask of others whether they are the same image, or a cut of one."""
+
+    def __init__(self, records: Iterable[Record]) -> None:
+        records = list(records)
+        self._images = {record_digest(record) for record in records}
+        self._files = {file_digest(record) for record in records if record.crop is None}
+
+    def __contains__(self, record: Record) -> bool:
+        if record_digest(record) in self._images:
+            return True
+        return record.crop is not None and file_digest(record) in self._files
+
+
+def is_there(path: Path) -> bool:
+    """Whether an image is there: a file, or a part of one file of many images."""
+    return path.is_file() or path.parent.is_file()
 
 
 @dataclass(slots=True)
