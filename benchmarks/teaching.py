@@ -9,7 +9,9 @@ images. Those that were missed and those that were caught before are counted apa
 the first are all missed before and the second all caught. So two controls stand beside, judged on
 the same images: `unpushed` is taught the same with boundary_weight=0, the same flows in as many
 steps, to which the defects say nothing; `taught_any` is taught N anomalous test images of any kind,
-missed or not, which are then judged by nobody. For the first draw the command teaches the file as
+missed or not, which are then judged by nobody. Where each threshold falls is a matter of few
+normal images, so the recall of each at one share of false alarms, R, is read off its ROC curve of
+these images as well. For the first draw the command teaches the file as
 well, has to end at the same figures, and takes it back: the file is compared byte by byte.
 """
 
@@ -69,7 +71,8 @@ def tell(run: dict[str, Any]) -> None:
             f"  {name:<12}missed before {side['missed'][0]} of {side['missed'][1]}  "
             f"caught before {side['caught'][0]} of {side['caught'][1]}  "
             f"false alarms {side['false_alarms'][0]} of {side['false_alarms'][1]}  "
-            f"AUROC {side['image_auroc']:.4f}",
+            f"AUROC {side['image_auroc']:.4f}  recall at equal false alarms "
+            f"{side['recall_at_rate']:.3f}",
             flush=True,
         )
     if "command" in run:
@@ -113,10 +116,13 @@ def lesson(task: dict[str, Any]) -> dict[str, Any]:
     found = {
         "draw": task["draw"], "misses": len(missed), "n_anomalous": len(anomalous),
         "teach_seconds": seconds, "peak_mib": peak_mib(),
-        "before": side(first, missed, rest),
-        "taught": side(taught.after, missed, rest),
-        "unpushed": side(unpushed, missed, rest),
-        "taught_any": side(of_any, missed, rest),
+        **{
+            name: side(report, missed, rest, task["rate"])
+            for name, report in (
+                ("before", first), ("taught", taught.after),
+                ("unpushed", unpushed), ("taught_any", of_any),
+            )
+        },
         "shown": [record.path.name for record in shown],
     }  # fmt: skip
     if task["with_command"]:
@@ -124,10 +130,12 @@ def lesson(task: dict[str, Any]) -> dict[str, Any]:
     return found
 
 
-def side(report: Any, missed: set[Path], rest: set[Path]) -> dict[str, Any]:
+def side(report: Any, missed: set[Path], rest: set[Path], rate: float) -> dict[str, Any]:
     """[found, of all] on the images `rest`: of the anomalous ones that were missed before, and
-    caught before; and false alarms."""
+    caught before; and false alarms. Recall at `rate` is a point of the ROC curve of these very
+    images, not what a threshold set beforehand reaches."""
     from amiss.metrics import bootstrap_interval, image_auroc
+    from amiss.metrics.image import roc_curve
 
     rows = [row for row in report.judged if row.path in rest]
 
@@ -135,12 +143,14 @@ def side(report: Any, missed: set[Path], rest: set[Path]) -> dict[str, Any]:
         return [sum(bool(row.result.is_anomalous) for row in chosen), len(chosen)]
 
     scores, labels = [row.result.score for row in rows], [row.label for row in rows]
+    fpr, tpr = roc_curve(scores, labels)
     return {
         "missed": count([row for row in rows if row.label == 1 and row.path in missed]),
         "caught": count([row for row in rows if row.label == 1 and row.path not in missed]),
         "false_alarms": count([row for row in rows if row.label == 0]),
         "image_auroc": image_auroc(scores, labels),
         "interval": bootstrap_interval("image_auroc", scores, labels),
+        "recall_at_rate": float(tpr[fpr <= rate].max()),
         "rate_kept": report.operating_point["alpha"],
         "expected_rate": report.operating_point["false_alarm_interval"],
     }
