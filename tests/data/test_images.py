@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import pytest
-from PIL import Image
+from PIL import Image, ImageFilter
 
 from amiss.data import (
     load_array,
@@ -270,6 +270,22 @@ def test_blurred_and_empty_masks(tmp_path):
     path = save(values, tmp_path / "m.png")
     assert read_mask(path).tolist() == [[False, False, False, True, True, True]]
     assert not read_mask(save(np.zeros((H, W), np.uint8), tmp_path / "e.png")).any()
+
+
+def test_photographs_are_no_masks(tmp_path, rgb):
+    """Nor are smooth maps; masks that were compressed, blurred or of a few classes are."""
+    Image.fromarray(rgb).save(tmp_path / "photograph.png")
+    slope = np.linspace(0, 255, 64 * 64).reshape(64, 64).astype(np.uint8)
+    Image.fromarray(slope).save(tmp_path / "map.png")
+    for name in ("photograph.png", "map.png"):
+        with pytest.raises(ImageError, match=f"{name}: this is no mask"):
+            read_mask(tmp_path / name)
+    disk = np.zeros((64, 64), np.uint8)
+    disk[16:48, 16:48] = 255
+    Image.fromarray(disk).filter(ImageFilter.GaussianBlur(3)).save(tmp_path / "m.jpg", quality=50)
+    assert read_mask(tmp_path / "m.jpg")[20:44, 20:44].all()
+    Image.fromarray(slope // 32 * 36).save(tmp_path / "classes.png")
+    assert read_mask(tmp_path / "classes.png").any()
 
 
 @pytest.mark.parametrize("largest", [2, 43, 127])

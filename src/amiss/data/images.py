@@ -82,7 +82,8 @@ def read_mask(
     m <= 1: above 0.5; 128 <= m <= 255: above 127; 32768 <= m: above 32767. Any other m is an
     error, since it may be a map of class numbers. Of several channels the largest counts.
 
-    Raises ImageError like `read_image`, and for several files of different sizes.
+    Raises ImageError like `read_image`, for a file of many grey values such as a photograph, and
+    for several files of different sizes.
     """
     if isinstance(path, tuple):
         return _union(path, [read_mask(one, crop=crop, max_pixels=max_pixels) for one in path])
@@ -92,6 +93,12 @@ def read_mask(
         raise ImageError(
             f"{path}: the mask's largest value is {values.max():g}, neither 0/1 nor 0/255.",
             hint="Write defect pixels as 255 and all others as 0.",
+        )
+    if _is_photograph(values):
+        raise ImageError(
+            f"{path}: this is no mask: more than a third of it is neither black nor white.",
+            hint="A mask holds two values, one for defect pixels and one for all others; a "
+            "photograph, a heat map or a highlighted picture is none.",
         )
     return _cut(values, crop, path) > limit
 
@@ -138,6 +145,14 @@ def mask_limit(largest: float) -> float | None:
     if 127 < largest <= 255:
         return 127.0
     return 32767.0 if largest > 32767 else None
+
+
+def _is_photograph(values: npt.NDArray[Any]) -> bool:
+    """Whether many pixels lie between the two values of a mask, at many levels: more than blurred
+    edges or compression leave, and than numbers of a few classes."""
+    largest = float(values.max())
+    grey = values[(values > largest / 8) & (values < largest * 7 / 8)]
+    return 3 * grey.size > values.size and len(np.unique(grey)) > 32
 
 
 def read_mask_values(path: str | Path, *, max_pixels: int = MAX_PIXELS) -> npt.NDArray[Any]:
