@@ -9,10 +9,11 @@ images. Those that were missed and those that were caught before are counted apa
 the first are all missed before and the second all caught. So two controls stand beside, judged on
 the same images: `unpushed` is taught the same with boundary_weight=0, the same flows in as many
 steps, to which the defects say nothing; `taught_any` is taught N anomalous test images of any kind,
-missed or not, which are then judged by nobody. Where each threshold falls is a matter of few
-normal images, so the recall of each at one share of false alarms, R, is read off its ROC curve of
-these images as well. For the first draw the command teaches the file as
-well, has to end at the same figures, and takes it back: the file is compared byte by byte.
+missed or not, which are then judged by nobody. `either` is the advice of docs/teaching.md: what the
+old detector or the taught one calls anomalous, each at half of the rate. Where a threshold falls is
+a matter of few normal images, so the recall of each side at the rate R is read off its ROC curve of
+the judged images as well. For the first draw the command teaches the file as well, has to end at
+the same figures, and takes it back: the file is compared byte by byte.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from machine import answer, child, describe, peak_mib, read_task, versions, write_json
 from sets import drawn, title
@@ -65,7 +66,7 @@ def main() -> None:
 def tell(run: dict[str, Any]) -> None:
     """Figures of one draw."""
     print(f"draw {run['draw']}: {run['misses']} misses, taught in {run['teach_seconds']:.0f} s")
-    for name in ("before", "taught", "unpushed", "taught_any"):
+    for name in ("before", "taught", "unpushed", "taught_any", "either"):
         side = run[name]
         print(
             f"  {name:<12}missed before {side['missed'][0]} of {side['missed'][1]}  "
@@ -113,15 +114,19 @@ def lesson(task: dict[str, Any]) -> dict[str, Any]:
     of_any = taught_else(others)
     unpushed = taught_else(shown, boundary_weight=0.0)
     rest = {row.path for row in taught.after.judged} & {row.path for row in of_any.judged}
+    sides = {
+        "before": judged(first), "taught": judged(taught.after),
+        "unpushed": judged(unpushed), "taught_any": judged(of_any),
+        "either": either((old, first), (taught.detector, taught.after), task["rate"]),
+    }  # fmt: skip
     found = {
         "draw": task["draw"], "misses": len(missed), "n_anomalous": len(anomalous),
         "teach_seconds": seconds, "peak_mib": peak_mib(),
+        "rate_kept": taught.after.operating_point["alpha"],
+        "expected_rate": taught.after.operating_point["false_alarm_interval"],
         **{
-            name: side(report, missed, rest, task["rate"])
-            for name, report in (
-                ("before", first), ("taught", taught.after),
-                ("unpushed", unpushed), ("taught_any", of_any),
-            )
+            name: side([row for row in rows if row.path in rest], missed, task["rate"])
+            for name, rows in sides.items()
         },
         "shown": [record.path.name for record in shown],
     }  # fmt: skip
@@ -130,19 +135,49 @@ def lesson(task: dict[str, Any]) -> dict[str, Any]:
     return found
 
 
-def side(report: Any, missed: set[Path], rest: set[Path], rate: float) -> dict[str, Any]:
-    """[found, of all] on the images `rest`: of the anomalous ones that were missed before, and
-    caught before; and false alarms. Recall at `rate` is a point of the ROC curve of these very
-    images, not what a threshold set beforehand reaches."""
+class Row(NamedTuple):
+    """An image that was judged."""
+
+    path: Path
+    label: int
+    score: float
+    is_anomalous: bool
+
+
+def judged(report: Any) -> list[Row]:
+    """The images of an evaluation."""
+    return [
+        Row(row.path, row.label, row.result.score, bool(row.result.is_anomalous))
+        for row in report.judged
+    ]
+
+
+def either(one: tuple[Any, Any], other: tuple[Any, Any], rate: float) -> list[Row]:
+    """What one of two detectors calls anomalous, each at half of the rate, by their evaluations;
+    the score is the larger one, in units of the thresholds."""
+    from amiss.calibration import with_false_alarm_rate
+
+    scores: dict[Path, float] = {}
+    labels: dict[Path, int] = {}
+    for detector, report in (one, other):
+        threshold = with_false_alarm_rate(detector.calibration, rate / 2).threshold
+        for row in judged(report):
+            scores[row.path] = max(scores.get(row.path, 0.0), row.score / threshold)
+            labels[row.path] = row.label
+    return [Row(path, labels[path], score, score > 1) for path, score in scores.items()]
+
+
+def side(rows: list[Row], missed: set[Path], rate: float) -> dict[str, Any]:
+    """[found, of all] of the anomalous images that were missed before, and caught before; and false
+    alarms. Recall at `rate` is a point of the ROC curve of these very images, not what a threshold
+    set beforehand reaches."""
     from amiss.metrics import bootstrap_interval, image_auroc
     from amiss.metrics.image import roc_curve
 
-    rows = [row for row in report.judged if row.path in rest]
+    def count(chosen: list[Row]) -> list[int]:
+        return [sum(row.is_anomalous for row in chosen), len(chosen)]
 
-    def count(chosen: list[Any]) -> list[int]:
-        return [sum(bool(row.result.is_anomalous) for row in chosen), len(chosen)]
-
-    scores, labels = [row.result.score for row in rows], [row.label for row in rows]
+    scores, labels = [row.score for row in rows], [row.label for row in rows]
     fpr, tpr = roc_curve(scores, labels)
     return {
         "missed": count([row for row in rows if row.label == 1 and row.path in missed]),
@@ -151,8 +186,6 @@ def side(report: Any, missed: set[Path], rest: set[Path], rate: float) -> dict[s
         "image_auroc": image_auroc(scores, labels),
         "interval": bootstrap_interval("image_auroc", scores, labels),
         "recall_at_rate": float(tpr[fpr <= rate].max()),
-        "rate_kept": report.operating_point["alpha"],
-        "expected_rate": report.operating_point["false_alarm_interval"],
     }
 
 
