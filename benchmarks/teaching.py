@@ -1,19 +1,20 @@
 """What teaching a detector some of its misses does to the others: recall and false alarms.
 
     python benchmarks/teaching.py --data SET [--taught N] [--draws 0 1 2] [--rate R]
-        [--limit-train N] [--threads N] [--output FILE]
+        [--masks] [--limit-train N] [--limit-test N] [--threads N] [--output FILE]
 
 A PatchCore at its defaults judges the test images of SET. Of the anomalous ones that it misses, N
-are drawn by the draw's seed and taught, without masks; both detectors are judged on all other test
-images. Those that were missed and those that were caught before are counted apart: by their choice
-the first are all missed before and the second all caught. So two controls stand beside, judged on
-the same images: `unpushed` is taught the same with boundary_weight=0, the same flows in as many
-steps, to which the defects say nothing; `taught_any` is taught N anomalous test images of any kind,
-missed or not, which are then judged by nobody. `either` is the advice of docs/teaching.md: what the
-old detector or the taught one calls anomalous, each at half of the rate. Where a threshold falls is
-a matter of few normal images, so the recall of each side at the rate R is read off its ROC curve of
-the judged images as well. For the first draw the command teaches the file as well, has to end at
-the same figures, and takes it back: the file is compared byte by byte.
+are drawn by the draw's seed and taught, without masks unless asked for; both detectors are judged
+on all other test images. Those that were missed and those that were caught before are counted
+apart: by their choice the first are all missed before and the second all caught. So two controls
+stand beside, judged on the same images: `unpushed` is taught the same with boundary_weight=0, the
+same flows in as many steps, to which the defects say nothing; `taught_any` is taught N anomalous
+test images of any kind, missed or not, which are then judged by nobody. `either` is the advice of
+docs/teaching.md: what the old detector or the taught one calls anomalous, each at half of the rate.
+Where a threshold falls is a matter of few normal images, so the recall of each side at the rate R
+is read off its ROC curve of the judged images as well. For the first draw without masks the command
+teaches the file as well, has to end at the same figures, and takes it back: the file is compared
+byte by byte.
 """
 
 from __future__ import annotations
@@ -42,19 +43,22 @@ def main() -> None:
     parser.add_argument("--taught", type=int, default=10)
     parser.add_argument("--draws", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--rate", type=float, default=0.05, help="of false alarms, as asked for")
+    parser.add_argument("--masks", action="store_true", help="teach the defects with their masks")
     parser.add_argument("--limit-train", type=int)
+    parser.add_argument("--limit-test", type=int)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--output", type=Path)
     options = parser.parse_args()
     report: dict[str, Any] = {
         "machine": describe(options.threads), "versions": versions("amiss", "torch", "numpy"),
         "data": title(options.data), "taught": options.taught, "rate": options.rate,
-        "limit_train": options.limit_train, "runs": [],
+        "limits": [options.limit_train, options.limit_test], "masks": options.masks, "runs": [],
     }  # fmt: skip
     for draw in options.draws:
         task = {
             "data": options.data, "taught": options.taught, "draw": draw, "rate": options.rate,
-            "limit": options.limit_train, "with_command": draw == options.draws[0],
+            "limits": report["limits"], "masks": options.masks,
+            "with_command": draw == options.draws[0] and not options.masks,
         }  # fmt: skip
         run = child(sys.executable, __file__, task, options.threads)
         report["runs"].append(run)
@@ -90,7 +94,7 @@ def lesson(task: dict[str, Any]) -> dict[str, Any]:
     from amiss.teaching import teach
 
     torch.set_num_threads(task["threads"])
-    whole = drawn(index(task["data"]), task["limit"], None)
+    whole = drawn(index(task["data"]), *task["limits"])
     old = amiss.PatchCore()
     old.fit(whole, max_false_alarm=task["rate"], run=amiss.Run(seed=task["draw"]))
     first = amiss.evaluate(old, whole)
@@ -99,7 +103,10 @@ def lesson(task: dict[str, Any]) -> dict[str, Any]:
     random = np.random.default_rng(task["draw"])
     if len(missed) < 2 * task["taught"]:
         raise SystemExit(f"{len(missed)} misses are too few to teach {task['taught']} of them.")
-    by_path = {record.path: dataclasses.replace(record, mask=None) for record in whole.test}
+    by_path = {
+        record.path: record if task["masks"] else dataclasses.replace(record, mask=None)
+        for record in whole.test
+    }
     shown = [by_path[sorted(missed)[i]] for i in random.permutation(len(missed))[: task["taught"]]]
     others = [by_path[anomalous[i].path]
               for i in random.permutation(len(anomalous))[: task["taught"]]]  # fmt: skip
