@@ -143,6 +143,7 @@ def test_masks(tmp_path):
     ramp = np.tile(np.arange(96, dtype=np.uint8) * 2, (96, 1))
     Image.fromarray(ramp).save(truth / "005_mask.png")
     Image.fromarray(ramp).save(truth / "077_mask.png")
+    Image.fromarray(ramp // 48 * 85).save(truth / "006_mask.png")
     (tmp_path / "ground_truth/good").mkdir()
     Image.fromarray(np.full((96, 96), 255, np.uint8)).save(tmp_path / "ground_truth/good/001.png")
     findings = check(tmp_path, max_false_alarm=0.05)
@@ -153,7 +154,8 @@ def test_masks(tmp_path):
         ("mask-size", "error", ["002_mask.png"]),
         ("mask-values", "error", ["003_mask.png"]),
         ("mask-unreadable", "error", ["004_mask.png"]),
-        ("mask-levels", "info", ["005_mask.png"]),
+        ("mask-picture", "error", ["005_mask.png"]),
+        ("mask-levels", "info", ["006_mask.png"]),
         ("mask-on-normal", "error", ["001.png"]),
     ):
         finding, paths = found(findings, code)

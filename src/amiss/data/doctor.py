@@ -155,7 +155,7 @@ def _mask_findings(
 
 def _mask_values(readable: list[tuple[Record, MaskLook]]) -> list[Finding]:
     """Masks whose values, or whose emptiness, do not fit."""
-    clear = [(record, mask) for record, mask in readable if not mask.is_ambiguous]
+    clear = [(r, mask) for r, mask in readable if not (mask.is_ambiguous or mask.is_picture)]
     # A crop of a strip is anomalous because its part of the mask is not empty.
     whole = [(record, mask) for record, mask in clear if record.crop is None]
     return [
@@ -164,6 +164,13 @@ def _mask_values(readable: list[tuple[Record, MaskLook]]) -> list[Finding]:
             ("error", "mask-values"),
             "{} whose largest value is neither 1 nor 255.",
             "Write defect pixels as 255 and all others as 0.",
+            "mask",
+        ),
+        *about(
+            [mask.path for _, mask in readable if mask.is_picture],
+            ("error", "mask-picture"),
+            "{} of many gray values, like a photograph or a heat map.",
+            "A mask holds two values, one for defect pixels and one for all others.",
             "mask",
         ),
         *about(

@@ -94,7 +94,7 @@ def read_mask(
             f"{path}: the mask's largest value is {values.max():g}, neither 0/1 nor 0/255.",
             hint="Write defect pixels as 255 and all others as 0.",
         )
-    if _is_photograph(values):
+    if is_no_mask(values):
         raise ImageError(
             f"{path}: this is no mask: more than a third of it is neither black nor white.",
             hint="A mask holds two values, one for defect pixels and one for all others; a "
@@ -147,9 +147,9 @@ def mask_limit(largest: float) -> float | None:
     return 32767.0 if largest > 32767 else None
 
 
-def _is_photograph(values: npt.NDArray[Any]) -> bool:
-    """Whether many pixels lie between the two values of a mask, at many levels: more than blurred
-    edges or compression leave, and than numbers of a few classes."""
+def is_no_mask(values: npt.NDArray[Any]) -> bool:
+    """Whether many of the values (H, W) lie between the two of a mask, at many levels, as in a
+    photograph: more than blurred edges or compression leave, or numbers of a few classes have."""
     largest = float(values.max())
     grey = values[(values > largest / 8) & (values < largest * 7 / 8)]
     return 3 * grey.size > values.size and len(np.unique(grey)) > 32

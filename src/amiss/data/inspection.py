@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image
 
 from amiss.data.decoding import read_bytes
-from amiss.data.images import decode_bytes, mask_limit, read_mask_values
+from amiss.data.images import decode_bytes, is_no_mask, mask_limit, read_mask_values
 from amiss.data.stream import usable_cores
 from amiss.data.window import Window
 from amiss.errors import ImageError
@@ -52,7 +52,7 @@ class ImageLook:
 @dataclass(frozen=True, slots=True)
 class MaskLook:
     """What one mask file holds; `positive` is the share of positive pixels, `levels` the number
-    of different values."""
+    of different values. `is_picture`: a photograph, a heat map and the like."""
 
     path: Path
     error: ImageError | None = None
@@ -60,6 +60,7 @@ class MaskLook:
     levels: int = 0
     largest: float = 0.0
     positive: float = 0.0
+    is_picture: bool = False
 
     @property
     def is_ambiguous(self) -> bool:
@@ -104,6 +105,7 @@ def look_at_mask(path: Path) -> MaskLook:
         levels=int(np.unique(values).size),
         largest=largest,
         positive=0.0 if limit is None else float((values > limit).mean()),
+        is_picture=limit is not None and is_no_mask(values),
     )
 
 
