@@ -12,9 +12,9 @@ same flows in as many steps, to which the defects say nothing; `taught_any` is t
 test images of any kind, missed or not, which are then judged by nobody. `either` is the advice of
 docs/teaching.md: what the old detector or the taught one calls anomalous, each at half of the rate.
 Where a threshold falls is a matter of few normal images, so the recall of each side at the rate R
-is read off its ROC curve of the judged images as well. For the first draw without masks the command
-teaches the file as well, has to end at the same figures, and takes it back: the file is compared
-byte by byte.
+is read off its ROC curve of the judged images as well. For the first draw without masks and limits
+the command teaches the file as well, has to end at the same figures, and takes it back: the file is
+compared byte by byte.
 """
 
 from __future__ import annotations
@@ -58,7 +58,8 @@ def main() -> None:
         task = {
             "data": options.data, "taught": options.taught, "draw": draw, "rate": options.rate,
             "limits": report["limits"], "masks": options.masks,
-            "with_command": draw == options.draws[0] and not options.masks,
+            "with_command": draw == options.draws[0] and not options.masks
+            and report["limits"] == [None, None],  # else no name of a set says what is judged
         }  # fmt: skip
         run = child(sys.executable, __file__, task, options.threads)
         report["runs"].append(run)

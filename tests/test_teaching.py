@@ -96,7 +96,7 @@ def test_what_was_taught_is_told_apart_from_what_is_judged(folder: Path, tmp_pat
     textures(bare, 6, seed=5)
     alone = teach(patchcore(bare), anomalous=spots(folder), options=QUICK)
     assert alone.before is None and "defects" in alone.describe()
-    assert "name some with judge" in alone.describe()
+    assert "name some (judge=SET" in alone.describe()
 
 
 def test_without_a_threshold_nothing_is_called_anything(folder: Path, tmp_path: Path) -> None:
@@ -152,8 +152,40 @@ def test_the_same_lesson_twice_is_one(folder: Path, tmp_path: Path) -> None:
     said: list[str] = []
     first = teach(patchcore(folder), anomalous=[*spots(folder), copy], options=QUICK).detector
     assert first.facts["defects"] == 2
-    again = teach(first, anomalous=[copy], run=Run(say=said.append)).detector
+    with pytest.raises(OptionError, match="taught before"):
+        teach(first, anomalous=[copy], run=Run(say=said.append))
+    again = teach(first, anomalous=[copy], options=QUICK).detector
     assert again.facts["defects"] == 2 and "1 of the defects were given before" in said
+
+
+def test_false_alarms_that_were_none_and_twice_the_same_are_told(folder: Path) -> None:
+    good = folder / "test" / "good" / "000.png"
+    taught = teach(patchcore(folder), normal=[good])
+    was_none = "None of the false alarms was called anomalous before."
+    assert (was_none in taught.describe()) == (taught.lesson["false_alarms"].before == 0)
+    with pytest.raises(OptionError, match="taught before"):
+        teach(taught.detector, normal=[good])
+
+
+def test_a_rate_that_cannot_be_kept_any_more_is_told(folder: Path) -> None:
+    """Of eight normal images a fifth is held out: one."""
+    taught = teach(patchcore(folder), anomalous=spots(folder), options=QUICK)
+    assert taught.detector.calibration.alpha == 1 / 2
+    assert "no lower rate of false alarms than 50.00%" in taught.describe()
+
+
+def test_how_many_normal_images_would_do_counts_the_added_ones_once(folder: Path) -> None:
+    """Added ones are never judged: 99 of them, and those that were added."""
+    alarms = sorted((folder / "test" / "good").iterdir())[:2]
+    taught = teach(patchcore(folder), normal=alarms)
+    assert len(taught.detector.calibration.scores) == 8
+    assert not any("in all would do" in note for note in taught.detector.calibration.notes)
+    assert "10 normal images, of which 2 that were added do not count" in (
+        taught.detector.calibration.how
+    )
+    held_out = teach(patchcore(folder), anomalous=spots(folder), normal=alarms, options=QUICK)
+    told = " ".join(held_out.detector.calibration.notes)
+    assert f"about {8 * 99 + 2} in all would do" in told
 
 
 def test_false_alarms_set_no_threshold_when_the_images_are_looked_for(
@@ -428,10 +460,10 @@ def test_a_file_keeps_its_versions_and_gives_them_back(folder: Path, tmp_path: P
     assert [v.name for v in versions_of(path)] == ["part.amiss.1", "part.amiss.2"]
     assert isinstance(amiss.load(path), BGAD)
     third = path.read_bytes()
-    undo(path)
+    assert undo(path).kept == path.with_name("part.amiss.undone")
     assert path.read_bytes() == second and len(versions_of(path)) == 1
     assert path.with_name("part.amiss.undone").read_bytes() == third
-    undo(path)
+    assert undo(path).kept.name == "part.amiss.undone.2"
     assert path.read_bytes() == first and not versions_of(path)
     assert path.with_name("part.amiss.undone").read_bytes() == third  # and the other beside it
     assert path.with_name("part.amiss.undone.2").read_bytes() == second

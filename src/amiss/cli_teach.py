@@ -125,6 +125,8 @@ def _defects(given: list[str] | None, mask_dir: Path | None) -> Any:
 
 
 def _say_taught(path: Path, taught: Any, notes: list[str], *, as_json: bool) -> None:
+    from amiss.teaching import versions_of
+
     calibration = taught.detector.calibration
     if as_json:
         reports = {"before": taught.before, "after": taught.after}
@@ -152,14 +154,16 @@ def _say_taught(path: Path, taught: Any, notes: list[str], *, as_json: bool) -> 
             f"threshold {calibration.threshold:.4g}: on average at most {calibration.alpha:.2%} "
             f"false alarms{rates(calibration)}; by {calibration.how}"
         )
-    print(f"{path}: taught; `amiss teach {path} --undo` takes it back")
+    old = versions_of(path)[-1].name
+    print(f"{path}: taught; what it was is {old} beside it; amiss teach {path} --undo puts it back")
 
 
-def _say_undone(path: Path, version: Path, *, as_json: bool) -> None:
+def _say_undone(path: Path, undone: Any, *, as_json: bool) -> None:
+    version, kept = (file.name for file in undone)
     if as_json:
-        print_json({"path": str(path), "undone": version.name})
+        print_json({"path": str(path), "undone": version, "kept": kept})
     else:
         print(
-            f"{path}: as it was in {version.name}, before it was last taught; what it had become "
-            f"is kept beside it as {path.name}.undone, numbered where there was one"
+            f"{path}: as it was in {version}, before it was last taught; what it had become is "
+            f"{kept} beside it"
         )

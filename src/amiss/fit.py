@@ -177,8 +177,9 @@ def _learned(detector: Detector, lesson: _Lesson, max_false_alarm: float, run: R
             max_false_alarm=max_false_alarm, how=held_out.how,
         )  # fmt: skip
         judged = len(held_out.scores)
-        if found.notes and judged < len(images):  # the method learns from some and judges others
-            needed = math.ceil(enough(max_false_alarm) * len(images) / judged)
+        if found.notes and judged < images.original:  # it learns from some and judges others
+            needed = math.ceil(enough(max_false_alarm) * images.original / judged)
+            needed += len(images) - images.original  # those that were picked are never judged
             more = f"The threshold is set by {held_out.how}; about {needed} in all would do."
             found = replace(found, notes=(*found.notes, more))
         if judged > 1 and held_out.scores.min() == held_out.scores.max():

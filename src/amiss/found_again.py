@@ -53,7 +53,7 @@ def normals_of(detector: Detector, data: Source | None) -> Dataset:
             f"Of {len(wanted)} normal images that the detector has learned from, "
             f"{len(wanted) - len(missing)} were found below {root}; {missing[0]} was not, or is "
             "another image now.",
-            hint="Say where they are with data, or fit anew.",
+            hint="Say where they are (data=SET, --data SET), or fit anew.",
         )
     train = tuple(dataclasses.replace(r, split="train") for r in found if r is not None)
     return Dataset(name, str(facts["layout"]), root, train)
@@ -188,7 +188,8 @@ def _gone(what: str, record: Record) -> DataError:
     return DataError(
         f"The {what} {record.path}, which the detector was shown, is not there any more or another "
         "image now, or its mask is gone.",
-        hint="Put it back, name the set that holds it with data, or fit anew.",
+        hint="Put it back, name the set that holds it and the normal images (data, --data), "
+        "give a defect again (anomalous=..., --anomalous ...), or fit anew.",
     )
 
 

@@ -53,11 +53,12 @@ class Taught(NamedTuple):
         if self.before is None or self.after is None:
             lines.append(
                 "There are no labelled images that neither detector has seen, so that nothing is "
-                "known of others: name some with judge."
+                "known of others: name some (judge=SET, --judge SET)."
             )
         else:
             lines.append("on images that neither has seen:")
             lines += self._figures(self.before, self.after)
+        lines += self._remarks()
         entry = self.detector.training_facts["taught"][-1]
         if entry["method_before"] != self.detector.id:
             lines.append(
@@ -65,6 +66,22 @@ class Taught(NamedTuple):
                 "changed is not the lesson's alone."
             )
         return "\n".join(lines)
+
+    def _remarks(self) -> list[str]:
+        """What a reader of the figures may overlook."""
+        remarks = []
+        alarms = self.lesson.get("false_alarms")
+        if alarms is not None and alarms.before == 0:
+            remarks.append("None of the false alarms was called anomalous before.")
+        if self.before is not None and self.after is not None:
+            old, new = (r.operating_point.get("alpha") for r in (self.before, self.after))
+            if old is not None and new is not None and new > old:
+                remarks.append(
+                    f"The new threshold can keep no lower rate of false alarms than {new:.2%} with "
+                    "so few normal images to set it by: set it by others (amiss calibrate "
+                    "--normals), or take the lesson back."
+                )
+        return remarks
 
     def _figures(self, *reports: Report) -> list[str]:
         points = [report.operating_point for report in reports]

@@ -86,13 +86,14 @@ def teach(  # noqa: PLR0913 - what is taught, on what, and how it is judged
     run = run or Run()
     if not isinstance(detector, Detector):
         raise OptionError(
-            f"What is taught is a detector, and this is a {type(detector).__name__}.",
-            hint="Load it with amiss.load, or use teach_file for a file.",
+            f"What is taught is a detector, and {type(detector).__name__} is none.",
+            hint="Load an .amiss file with amiss.load, or use teach_file; exported files do not "
+            "learn.",
         )
     detector.require_fitted()
     dataset = to_judge(detector, judge, data)
     _require_roi(detector, roi)
-    it = _gathered(detector, _lesson(anomalous, normal), data, run)
+    it = _gathered(detector, _lesson(anomalous, normal), data, run, anew=bool(options))
     say_what_contradicts(dataset, it.missed, it.alarms, run)
     learner = _learner(detector, bool(it.missed), options or {})
     judged = unseen(detector, dataset, [*it.known, *it.more])
@@ -136,8 +137,11 @@ def _gathered(
     lesson: tuple[list[Record], list[Record]],
     data: Source | None,
     run: Run,
+    *,
+    anew: bool,
 ) -> _Images:
-    """All images to learn from, each once; raises OptionError where there is nothing new."""
+    """All images to learn from, each once; raises OptionError where there is nothing new, unless it
+    is to be learned `anew`."""
     missed, alarms = lesson
     original = without(normals_of(detector, data), missed, run)
     shown = unless_in(defects_of(detector, data, missed), alarms, "defects", run)
@@ -148,10 +152,18 @@ def _gathered(
             "All of these false alarms were learned as normal images before.",
             hint="A detector that calls them anomalous all the same learns no more from them.",
         )
-    known = each_once([*shown, *missed])
-    if len(known) < len(shown) + len(missed):
-        run.say(f"{len(shown) + len(missed) - len(known)} of the defects were given before")
-    return _Images(missed, alarms, original, known, each_once([*added, *alarms]))
+    known, more = each_once([*shown, *missed]), each_once([*added, *alarms])
+    for name, both, told in (
+        ("defects", [*shown, *missed], known), ("false alarms", [*added, *alarms], more)
+    ):  # fmt: skip
+        if len(told) < len(both):
+            run.say(f"{len(both) - len(told)} of the {name} were given before")
+    if known == shown and more == added and not anew:
+        raise OptionError(
+            "All of these images were taught before, as what they are given as now.",
+            hint="Teach others, masks of these, or other options: the detector would not change.",
+        )
+    return _Images(missed, alarms, original, known, more)
 
 
 def _lesson(anomalous: Source | None, normal: Source | None) -> tuple[list[Record], list[Record]]:
@@ -257,7 +269,14 @@ def teach_file(path: str | Path, **lesson: Any) -> Taught:
     return taught
 
 
-def undo(path: str | Path) -> Path:
+class Undone(NamedTuple):
+    """`version` lay beside the file, and is what it holds again; what it had become is `kept`."""
+
+    version: Path
+    kept: Path
+
+
+def undo(path: str | Path) -> Undone:
     """Put the detector back that a file held before it was last taught; what it had become is
     kept as NAME.amiss.undone, or .undone.2 and so on.
 
@@ -279,14 +298,14 @@ def undo(path: str | Path) -> Path:
             "since.",
             hint=f"Keep it under another name, and rename {versions[-1].name} by hand.",
         )
-    copy = path.with_name(f".{path.name}.kept")
+    copy, kept = path.with_name(f".{path.name}.kept"), _kept_as(path)
     try:
         shutil.copy2(path, copy)
-        copy.replace(_kept_as(path))
+        copy.replace(kept)
     finally:
         copy.unlink(missing_ok=True)
     versions[-1].replace(path)
-    return versions[-1]
+    return Undone(versions[-1], kept)
 
 
 def _kept_as(path: Path) -> Path:

@@ -46,7 +46,7 @@ class HeldOut(NamedTuple):
             # Where only some images have a map, which ones is not known.
             return values[mine] if values is not None and len(values) == len(mine) else values
 
-        more = f"{self.how}; {int((~mine).sum())} images that were added are not among them"
+        more = f"{self.how}, of which {int((~mine).sum())} that were added do not count"
         return HeldOut(self.indices[mine], self.scores[mine], of(self.map_maxima),
                        of(self.map_medians), more)  # fmt: skip
 
