@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -264,3 +266,30 @@ def test_the_queue_takes_nothing_after_it_was_closed() -> None:
     assert queue.put(Frame(0, None, 0.0))
     queue.close()
     assert not queue.put(Frame(1, None, 0.0)) and queue.closed
+
+
+def test_a_signal_that_interrupts_no_wait_ends_the_queue_all_the_same() -> None:
+    """As one that comes just before the wait, or to another thread: the latter is made here."""
+    queue = FrameQueue()
+    stopped = threading.Event()
+    late = threading.Timer(20, queue.end, [TimeoutError("the handler never ran")])
+
+    def send() -> None:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGUSR1})
+        time.sleep(0.1)  # until the main thread waits
+        os.kill(os.getpid(), signal.SIGUSR1)
+        if stopped.wait(30):
+            queue.end()
+
+    before = signal.signal(signal.SIGUSR1, lambda *_: stopped.set())
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR1})
+    try:
+        late.start()
+        thread = threading.Thread(target=send)
+        thread.start()
+        assert queue.get() is None
+        thread.join()
+    finally:
+        late.cancel()
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGUSR1})
+        signal.signal(signal.SIGUSR1, before)

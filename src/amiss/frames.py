@@ -28,6 +28,7 @@ WhenFull = Literal["wait", "drop_oldest"]
 FrameSource = UInt8 | str | Path
 
 QUEUE = 4
+_WAKE_S = 0.5  # at the latest, where no frame comes
 _JOIN_S = 2.0  # how long closing waits for a camera that hands over nothing
 
 
@@ -98,7 +99,9 @@ class FrameQueue:
         """The next frame, waited for; None at the end, or the error that ended the source."""
         with self._changed:
             while not self._frames and not self._ended:
-                self._changed.wait()
+                # A signal that comes to another thread, or just before this wait, does not end it:
+                # its handler, which may be what ends the source, runs when this thread wakes up.
+                self._changed.wait(_WAKE_S)
             if self._frames:
                 self._changed.notify_all()
                 return self._frames.popleft()
