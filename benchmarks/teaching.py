@@ -137,6 +137,7 @@ def lesson(task: dict[str, Any]) -> dict[str, Any]:
             for name, rows in sides.items()
         },
         "shown": [record.path.name for record in shown],
+        "any": [record.path.name for record in others],
     }  # fmt: skip
     if task["with_command"]:
         found["command"] = by_command(old, shown, taught, task)

@@ -285,7 +285,7 @@ def test_a_signal_that_interrupts_no_wait_ends_the_queue_all_the_same() -> None:
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR1})
     try:
         late.start()
-        thread = threading.Thread(target=send)
+        thread = threading.Thread(target=send, daemon=True)
         thread.start()
         assert queue.get() is None
         thread.join()

@@ -115,11 +115,11 @@ def set_of(facts: dict[str, Any]) -> Dataset | None:
 
 
 def each_once(records: Sequence[Record]) -> list[Record]:
-    """Without those whose content came before; of two, the one with a mask."""
+    """Without those whose content came before; of several, the last one with a mask."""
     found: dict[bytes, Record] = {}
     for record in records:
         its = record_digest(record)
-        if its not in found or (record.masks and not found[its].masks):
+        if its not in found or record.masks:
             found[its] = record
     return list(found.values())
 

@@ -73,14 +73,13 @@ class Taught(NamedTuple):
         alarms = self.lesson.get("false_alarms")
         if alarms is not None and alarms.before == 0:
             remarks.append("None of the false alarms was called anomalous before.")
-        if self.before is not None and self.after is not None:
-            old, new = (r.operating_point.get("alpha") for r in (self.before, self.after))
-            if old is not None and new is not None and new > old:
-                remarks.append(
-                    f"The new threshold can keep no lower rate of false alarms than {new:.2%} with "
-                    "so few normal images to set it by: set it by others (amiss calibrate "
-                    "--normals), or take the lesson back."
-                )
+        new = self.detector.calibration
+        if new is not None and new.alpha > new.max_false_alarm:
+            remarks.append(
+                f"The new threshold can keep no lower rate of false alarms than {new.alpha:.2%} "
+                "with so few normal images to set it by: set it by others (amiss calibrate "
+                "--normals), or take the lesson back."
+            )
         return remarks
 
     def _figures(self, *reports: Report) -> list[str]:

@@ -79,7 +79,8 @@ def teach(  # noqa: PLR0913 - what is taught, on what, and how it is judged
         options: of the new detector's method, instead of those it takes over.
 
     Raises:
-        OptionError: nothing to teach, or another region of interest than that of the fit.
+        OptionError: nothing to teach, or nothing that was not taught before, with neither masks nor
+            options; or another region of interest than that of the fit.
         DataError: images that the detector has learned from are not found; `anomalous` holds no
             defect, `normal` some, or `judge` nothing to judge on. All before anything is learned.
     """
@@ -140,8 +141,8 @@ def _gathered(
     *,
     anew: bool,
 ) -> _Images:
-    """All images to learn from, each once; raises OptionError where there is nothing new, unless it
-    is to be learned `anew`."""
+    """All images to learn from, each once; raises OptionError where nothing is to be taught, or all
+    of it was, unless it is to be learned `anew`. A mask that is given again may be another one."""
     missed, alarms = lesson
     original = without(normals_of(detector, data), missed, run)
     shown = unless_in(defects_of(detector, data, missed), alarms, "defects", run)
@@ -158,10 +159,11 @@ def _gathered(
     ):  # fmt: skip
         if len(told) < len(both):
             run.say(f"{len(both) - len(told)} of the {name} were given before")
-    if known == shown and more == added and not anew:
+    has_masks = any(record.masks for record in missed)
+    if known == shown and more == added and not has_masks and not anew:
         raise OptionError(
             "All of these images were taught before, as what they are given as now.",
-            hint="Teach others, masks of these, or other options: the detector would not change.",
+            hint="Teach others, give masks of these, or other options of the method.",
         )
     return _Images(missed, alarms, original, known, more)
 

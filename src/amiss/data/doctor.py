@@ -169,7 +169,7 @@ def _mask_values(readable: list[tuple[Record, MaskLook]]) -> list[Finding]:
         *about(
             [mask.path for _, mask in readable if mask.is_picture],
             ("error", "mask-picture"),
-            "{} of many gray values, like a photograph or a heat map.",
+            "{} of many gray levels, like a photograph or a heat map.",
             "A mask holds two values, one for defect pixels and one for all others.",
             "mask",
         ),

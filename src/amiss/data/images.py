@@ -82,7 +82,7 @@ def read_mask(
     m <= 1: above 0.5; 128 <= m <= 255: above 127; 32768 <= m: above 32767. Any other m is an
     error, since it may be a map of class numbers. Of several channels the largest counts.
 
-    Raises ImageError like `read_image`, for a file of many grey values such as a photograph, and
+    Raises ImageError like `read_image`, for a file of many gray levels as most photographs are, and
     for several files of different sizes.
     """
     if isinstance(path, tuple):
@@ -96,7 +96,8 @@ def read_mask(
         )
     if is_no_mask(values):
         raise ImageError(
-            f"{path}: this is no mask: more than a third of it is neither black nor white.",
+            f"{path}: this is no mask: more than a third of it is neither black nor white, at many "
+            "gray levels.",
             hint="A mask holds two values, one for defect pixels and one for all others; a "
             "photograph, a heat map or a highlighted picture is none.",
         )
@@ -151,8 +152,8 @@ def is_no_mask(values: npt.NDArray[Any]) -> bool:
     """Whether many of the values (H, W) lie between the two of a mask, at many levels, as in a
     photograph: more than blurred edges or compression leave, or numbers of a few classes have."""
     largest = float(values.max())
-    grey = values[(values > largest / 8) & (values < largest * 7 / 8)]
-    return 3 * grey.size > values.size and len(np.unique(grey)) > 32
+    between = values[(values > largest / 8) & (values < largest * 7 / 8)]
+    return 3 * between.size > values.size and len(np.unique(between)) > 32
 
 
 def read_mask_values(path: str | Path, *, max_pixels: int = MAX_PIXELS) -> npt.NDArray[Any]:
