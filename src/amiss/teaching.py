@@ -153,12 +153,8 @@ def _gathered(
             "All of these false alarms were learned as normal images before.",
             hint="A detector that calls them anomalous all the same learns no more from them.",
         )
-    known, more = each_once([*shown, *missed]), each_once([*added, *alarms])
-    for name, both, told in (
-        ("defects", [*shown, *missed], known), ("false alarms", [*added, *alarms], more)
-    ):  # fmt: skip
-        if len(told) < len(both):
-            run.say(f"{len(both) - len(told)} of the {name} were given before")
+    known = _joined(shown, missed, "defects", run)
+    more = _joined(added, alarms, "false alarms", run)
     has_masks = any(record.masks for record in missed)
     if known == shown and more == added and not has_masks and not anew:
         raise OptionError(
@@ -166,6 +162,15 @@ def _gathered(
             hint="Teach others, give masks of these, or other options of the method.",
         )
     return _Images(missed, alarms, original, known, more)
+
+
+def _joined(before: list[Record], now: list[Record], name: str, run: Run) -> list[Record]:
+    """What was taught before and what is taught now, each once."""
+    both = [*before, *now]
+    once = each_once(both)
+    if len(once) < len(both):
+        run.say(f"{len(both) - len(once)} of the {name} were given before")
+    return once
 
 
 def _lesson(anomalous: Source | None, normal: Source | None) -> tuple[list[Record], list[Record]]:
